@@ -42,6 +42,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STATE = ROOT / ".cache" / "hosts"
 KEY = STATE / "id_ed25519"
 KNOWN_HOSTS = STATE / "known_hosts"
+SSH_CONFIG = STATE / "ssh_config"
 LOCAL_CAS = Path("/usr/local/share/ca-certificates")
 
 LABEL = "celeryops.hybrid.testhost"
@@ -171,6 +172,20 @@ def prepare_machine() -> None:
             hard_files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
             hard_processes=most_processes if hard_processes < 0 else min(hard_processes, most_processes),
         )
+    )
+    SSH_CONFIG.write_text(
+        f"""Host *
+  User {USER}
+  IdentityFile {KEY}
+  IdentitiesOnly yes
+  UserKnownHostsFile {KNOWN_HOSTS}
+  StrictHostKeyChecking yes
+  ConnectTimeout 5
+  ServerAliveInterval 5
+  ControlMaster auto
+  ControlPersist 60s
+  ControlPath ~/.ssh/celeryops-%C
+"""
     )
     with lock("key"):
         if not KEY.exists():
@@ -389,8 +404,7 @@ def remember_host_key(address: str, key: str | None) -> None:
 
 def wait_for_ssh(host: Host) -> None:
     """Wait until a login works: the server greets before the boot lets users in."""
-    command = ["ssh", "-i", str(KEY), "-o", "BatchMode=yes", "-o", f"UserKnownHostsFile={KNOWN_HOSTS}"]
-    command += ["-o", "ConnectTimeout=2", f"{USER}@{host.address}", "true"]
+    command = ["ssh", "-F", str(SSH_CONFIG), "-o", "BatchMode=yes", "-o", "ControlPath=none", host.address, "true"]
     deadline = time.monotonic() + BOOT_SECONDS
     while (done := subprocess.run(command, text=True, capture_output=True, check=False)).returncode:
         if time.monotonic() > deadline:
