@@ -37,3 +37,68 @@ venv: $(VENV)/.installed | $(COLLECTION) ## make the virtual environment
 .PHONY: images
 images: | system-packages ## build the images of the test hosts
 	@python3 tests/hosts/testhosts.py images
+
+## the demo
+
+DEMO_WORKERS ?= 1
+DEMO_IMAGE ?= debian12
+
+.PHONY: demo
+demo: ## deploy the whole stack on throw-away hosts (DEMO_WORKERS=2 for two worker hosts)
+	@echo "Set-up"
+	@$(MAKE) system-packages
+	@$(MAKE) --jobs=2 venv image-of-demo
+	@python3 demo/demo.py up --workers '$(DEMO_WORKERS)' --image '$(DEMO_IMAGE)'
+
+.PHONY: image-of-demo
+image-of-demo: | system-packages
+	@python3 tests/hosts/testhosts.py images $(DEMO_IMAGE)
+
+.PHONY: demo-ssh
+demo-ssh: ## open a shell on a host of the demo (HOST=worker1)
+	@python3 demo/demo.py ssh '$(HOST)'
+
+.PHONY: demo-down
+demo-down: ## remove every trace of the demo
+	@python3 demo/demo.py down
+
+## the tests
+
+.PHONY: test
+test: ## run everything that CI runs: lint, unit tests, the package's tests, molecule
+	@tests/run.sh lint unit package molecule
+
+.PHONY: lint
+lint: venv ## yamllint, ansible-lint, ruff, mypy
+	@yamllint .
+	@ansible-lint --offline
+	@ruff check .
+	@ruff format --check .
+	@mypy tests/hosts tests/package demo tools
+	@python3 tools/variables.py --check
+	@mypy --config-file $(PACKAGE)/pyproject.toml $(PACKAGE)/src
+
+.PHONY: test-unit
+test-unit: venv ## the unit tests of plugins, roles and tools
+	@pytest
+
+.PHONY: test-package
+test-package: venv ## the tests of celery-hybrid, against RabbitMQ 3.10 and 4.0, Celery 5.5 and newest
+	@python3 tests/package/run.py
+
+.PHONY: test-molecule
+test-molecule: venv ## the scenarios, on Debian 12 and 13 (SCENARIO=name for one of them)
+	@MOLECULE_GLOB='molecule/*/molecule.yml' molecule test $(if $(SCENARIO),-s $(SCENARIO),--all --workers 2)
+
+.PHONY: docs
+docs: venv ## write the tables of variables into the READMEs
+	@python3 tools/variables.py
+
+.PHONY: build
+build: venv ## build the collection's tarball into dist/
+	@ansible-galaxy collection build --force --output-path dist
+
+.PHONY: clean
+clean: ## remove what make has made in this checkout, but not the demo
+	@test ! -e .demo || { echo "clean: the demo uses these files: run 'make demo-down' first" >&2; exit 1; }
+	@rm -rf $(VENV) .cache .ansible dist .mypy_cache .pytest_cache .ruff_cache $(PACKAGE)/.tox
