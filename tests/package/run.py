@@ -51,17 +51,20 @@ def run_tests() -> int:
     for host, address, environments in MATRIX:
         for tox_environment in environments:
             print(f"\n-- celery-hybrid: {tox_environment} against {host}", flush=True)
-            failed += 0 != run(
-                BIN / "tox",
-                "run",
-                "-q",
-                "-c",
-                PACKAGE,
-                "-e",
-                tox_environment,
-                CELERY_HYBRID_TEST_BROKER=f"redis://celery:{secret('redis')}@{address}:6379/0",
-                CELERY_HYBRID_TEST_RESULTS=f"amqp://worker:{secret('rabbitmq_worker')}@{address}:5672/celery",
-                CELERY_HYBRID_TEST_SHELL=f"ssh -F {STATE / 'ssh_config'} {address} sudo",
+            failed += (
+                run(
+                    BIN / "tox",
+                    "run",
+                    "-q",
+                    "-c",
+                    PACKAGE,
+                    "-e",
+                    tox_environment,
+                    CELERY_HYBRID_TEST_BROKER=f"redis://celery:{secret('redis')}@{address}:6379/0",
+                    CELERY_HYBRID_TEST_RESULTS=f"amqp://worker:{secret('rabbitmq_worker')}@{address}:5672/celery",
+                    CELERY_HYBRID_TEST_SHELL=f"ssh -F {STATE / 'ssh_config'} {address} sudo",
+                )
+                != 0
             )
     return failed
 

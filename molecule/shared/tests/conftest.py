@@ -1,0 +1,67 @@
+"""What the tests of a deployed stack share. They run from the control node, by SSH, as ops would look."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+STATE = ROOT / ".cache" / "hosts"
+INVENTORY = ROOT / "molecule" / "inventory" / f"{os.environ.get('MOLECULE_SCENARIO_NAME', 'stack_on_debian12')}.yml"
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 30) -> Any:
+    """Return the first true value of the condition; after a boot, services need a moment."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return value
+
+
+@pytest.fixture(scope="session")
+def secrets() -> dict[str, str]:
+    """Every secret of the deployment, by name."""
+    return {path.name: path.read_text().strip() for path in (STATE / "secrets").iterdir()}
+
+
+@pytest.fixture(scope="session")
+def root_shell() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a shell script as root on a host, with a text on its standard input: never in argv."""
+
+    def run(address: str, script: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        quoted = "'" + script.replace("'", "'\\''") + "'"
+        command = ["ssh", "-F", str(STATE / "ssh_config"), address, f"sudo sh -c {quoted}"]
+        return subprocess.run(command, input=stdin, text=True, capture_output=True, check=False, timeout=120)
+
+    return run
+
+
+@pytest.fixture
+def address(host: Any) -> str:
+    """The address of the host under test."""
+    return str(host.backend.host.name)
+
+
+@pytest.fixture(scope="session")
+def addresses() -> dict[str, str]:
+    """The address of the first host of each group."""
+    import yaml
+
+    groups = yaml.safe_load(INVENTORY.read_text())["all"]["children"]
+    return {name: next(iter(group["hosts"].values()))["ansible_host"] for name, group in groups.items()}
+
+
+@pytest.fixture(scope="session")
+def urls(secrets: dict[str, str], addresses: dict[str, str]) -> dict[str, str]:
+    """The URLs that an application outside the worker hosts would use."""
+    return {
+        "broker": f"redis://celery:{quote(secrets['redis'], safe='')}@{addresses['redis']}:6379/0",
+        "results": f"amqp://client:{quote(secrets['rabbitmq_client'], safe='')}@{addresses['rabbitmq']}:5672/celery",
+    }
