@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 from conftest import wait_until
 
@@ -10,7 +12,8 @@ testinfra_hosts = ["ansible://redis"]
 
 def redis(root_shell, address, user, password, *command):
     """Run a command as a user of Redis; the password goes through the environment of the shell."""
-    script = f"read -r REDISCLI_AUTH; export REDISCLI_AUTH; exec redis-cli --no-auth-warning --user {user} {' '.join(command)}"
+    call = shlex.join(["redis-cli", "--no-auth-warning", "--user", user, *command])
+    script = f"read -r REDISCLI_AUTH; export REDISCLI_AUTH; exec {call}"
     return root_shell(address, script, f"{password}\n").stdout.strip()
 
 
@@ -44,9 +47,7 @@ def test_memory_is_bounded(root_shell, address, secrets):
 
 @pytest.mark.parametrize("command", ["config get maxmemory", "flushall", "keys *", "acl list", "shutdown"])
 def test_celery_user_cannot_administrate(root_shell, address, secrets, command):
-    assert "NOPERM" in redis(
-        root_shell, address, "celery", secrets["redis"], f"'{command.replace(' ', chr(39) + ' ' + chr(39))}'"
-    )
+    assert "NOPERM" in redis(root_shell, address, "celery", secrets["redis"], *command.split())
 
 
 def test_files_with_secrets_are_private(host):
