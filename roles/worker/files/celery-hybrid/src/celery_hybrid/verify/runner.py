@@ -1,0 +1,60 @@
+"""Runs all checks of a request, in the order in which one explains the next."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from .broker import Broker
+from .canary import Canaries
+from .masking import Mask
+from .report import Report
+from .request import Request
+from .results import Results
+from .settings import Settings, canonical
+from .workers import Workers
+
+
+def run(request: Request) -> Report:
+    """Verify what the request says.
+
+    Args:
+        request: what to verify.
+
+    Returns:
+        The report; no exception for anything that is found wrong.
+    """
+    mask = Mask(os.environ.values())
+    report = Report(mask, request.skip)
+    settings = Settings(request.app, request.config_module, request.python_path)
+    if not settings.check_loading(report):
+        return report
+    app = settings.app
+    # URLs may also stand in the configuration itself.
+    mask.learn(app.conf.get("broker_url"), app.conf.get("result_backend"), app.conf.get("broker_read_url"))
+    settings.check_values(report, request.expected)
+    queues = request.queues or declared_queues(app)
+    broker = Broker(app, request.connect_timeout)
+    try:
+        broker.check(report, request.broker_facts)
+        options: dict[str, Any] = app.conf.result_backend_transport_options or {}
+        results = Results(app.conf.result_backend, options, request.connect_timeout, request.results_facts)
+        expires = canonical("result_expires", app.conf.result_expires)
+        results.check(report, expires if isinstance(expires, (int, float)) else None)
+        workers = Workers(app, request.nodes, request.inspect_timeout)
+        workers.check(report, settings.agreed(request.expected), queues)
+        canaries = Canaries(app, broker, results, queues, workers.unconsumed(queues), request.canary_timeout)
+        canaries.check(report)
+    finally:
+        broker.close()
+    return report
+
+
+def declared_queues(app: Any) -> list[str]:
+    """The names of the queues that the configuration declares, or else Celery's default queue."""
+    declared = app.conf.task_queues
+    if not declared:
+        return [str(app.conf.task_default_queue)]
+    if isinstance(declared, dict):
+        return [str(name) for name in declared]
+    return [str(queue.name) for queue in declared]

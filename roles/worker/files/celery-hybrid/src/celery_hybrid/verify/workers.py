@@ -1,0 +1,118 @@
+"""Checks of the live workers, through Celery's remote control."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .report import Failed, Report
+from .settings import canonical, reported_backend, show, value_of
+
+# Long enough for idle workers on a busy host; nodes that are named, and not heard by then, get inspect_timeout.
+_DISCOVERY = 1.0
+
+
+class Workers:
+    """What the live workers answer.
+
+    Args:
+        app: the Celery application.
+        nodes: node names that must answer; empty: any one must.
+        timeout: seconds in which they must.
+    """
+
+    def __init__(self, app: Any, nodes: Sequence[str], timeout: float) -> None:
+        self._app = app
+        self._nodes = list(dict.fromkeys(nodes))
+        self._timeout = timeout
+        self._conf: dict[str, dict[str, Any]] = {}
+        self._queues: dict[str, list[str]] = {}
+
+    def check(self, report: Report, agreed: Mapping[str, Any], queues: Sequence[str]) -> None:
+        """Run all checks of the workers."""
+        report.run(
+            "workers.answer",
+            f"every node answers: {', '.join(self._nodes)}" if self._nodes else "at least one worker answers",
+            self._answer,
+            remedy="Look at the node on its host: systemctl status 'celery-worker@*', journalctl -u 'celery-worker@*'.",
+            needs=["broker.authorised"],
+        )
+        some = [] if self._conf else ["workers.answer"]
+        report.run(
+            "settings.workers",
+            f"{len(agreed)} settings are the file's on every worker",
+            lambda: self._agree(agreed),
+            remedy="Restart that worker, so that it reads the file; if it then still differs, its application or its "
+            "command line overrides the file.",
+            needs=some,
+        )
+        report.run(
+            "workers.queues",
+            f"a worker consumes each queue: {', '.join(queues)}",
+            lambda: self._consumed(queues),
+            remedy="Add the queue to an instance of worker_instances and run the site playbook.",
+            needs=some,
+        )
+
+    def unconsumed(self, queues: Sequence[str]) -> list[str]:
+        """Queues that certainly nobody consumes: every node that was asked has answered without them."""
+        if not self._conf or set(self._queues) != {*self._conf, *self._nodes}:
+            return []
+        consumed = {name for names in self._queues.values() for name in names}
+        return [queue for queue in queues if queue not in consumed]
+
+    def _inspect(self, command: str, destination: list[str] | None, timeout: float, **arguments: Any) -> dict[str, Any]:
+        inspect = self._app.control.inspect(destination=destination, timeout=timeout)
+        return dict(getattr(inspect, command)(**arguments) or {})
+
+    def _answer(self) -> str:
+        heard = self._inspect("ping", None, min(_DISCOVERY, self._timeout))
+        known = sorted({*heard, *self._nodes})
+        if known:
+            # With named destinations Celery stops waiting when all of them have answered.
+            replies = self._inspect("conf", known, self._timeout, with_defaults=True)
+            self._conf = {node: reply for node, reply in replies.items() if isinstance(reply, dict)}
+        live = sorted(self._conf)
+        if live:
+            replies = self._inspect("active_queues", live, self._timeout)
+            self._queues = {
+                node: [str(queue.get("name")) for queue in reply]
+                for node, reply in replies.items()
+                if isinstance(reply, list)
+            }
+            for node, reply in self._inspect("report", live, self._timeout).items():
+                if isinstance(reply, dict):
+                    self._conf[node]["result_backend"] = reported_backend(str(reply.get("ok", "")))
+        missing = [node for node in (self._nodes or known) if node not in self._conf]
+        heard_from = ", ".join(live) or "none"
+        if missing:
+            raise Failed(f"no answer from {', '.join(missing)} within {self._timeout:g} s (answered: {heard_from})")
+        if not self._conf:
+            raise Failed("no worker answered")
+        return f"{len(self._conf)} answered: {heard_from}"
+
+    def _agree(self, agreed: Mapping[str, Any]) -> str:
+        other = []
+        for node, conf in sorted(self._conf.items()):
+            if "error" in conf and "task_serializer" not in conf:
+                other.append(f"{node} cannot tell its configuration: {conf['error']}")
+                continue
+            for name, wanted in agreed.items():
+                value = value_of(conf, name)
+                if value != canonical(name, wanted):
+                    other.append(f"{node}: {name} is {show(value)}, the file says {show(wanted)}")
+        if other:
+            raise Failed("; ".join(other))
+        if not self._conf:
+            raise Failed("no worker answered")
+        return f"{len(agreed)} settings agree on {', '.join(sorted(self._conf))}"
+
+    def _consumed(self, queues: Sequence[str]) -> str:
+        consumed = {name for names in self._queues.values() for name in names}
+        lonely = [queue for queue in queues if queue not in consumed]
+        if lonely:
+            raise Failed(f"nobody consumes {', '.join(lonely)}")
+        return "; ".join(
+            f"{queue}: {', '.join(sorted(node for node, names in self._queues.items() if queue in names))}"
+            for queue in queues
+        )
