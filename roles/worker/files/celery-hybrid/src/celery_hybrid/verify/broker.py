@@ -153,8 +153,9 @@ class Broker:
             source = "as the server says"
         except redis.exceptions.NoPermissionError:
             if not facts or not facts.get("maxmemory_policy"):
+                why = (facts or {}).get("error") or "no facts of the Redis host were given"
                 raise Failed(
-                    "undecided: a worker's rights do not show it, and no facts of the Redis host were given",
+                    f"undecided: a worker's rights do not show it, and {why}",
                     "Run playbooks/verify.yml with the redis group in the inventory and REDIS_ADMIN_PASSWORD set; it "
                     "asks the Redis host as its administrator.",
                 ) from None

@@ -234,7 +234,7 @@ class Results:
         return f"{self.partitions} durable streams"
 
     def _partitions(self) -> str:
-        if self._facts is None:
+        if (self._facts or {}).get("queues") is None:
             with self.connect() as connection:
                 more = _exists(connection, STREAM.format(self.partitions))
             count = f"more than {self.partitions}" if more else str(self.partitions)
@@ -325,9 +325,8 @@ class Results:
         """The facts of one kind of object; a Failed verdict when there are none."""
         facts = (self._facts or {}).get(kind)
         if facts is None:
-            raise Failed(
-                "undecided: a worker's rights do not show it, and no facts of the RabbitMQ host were given", _NO_FACTS
-            )
+            why = (self._facts or {}).get("error") or "no facts of the RabbitMQ host were given"
+            raise Failed(f"undecided: a worker's rights do not show it, and {why}", _NO_FACTS)
         try:
             return [dict(each) for each in facts]
         except (TypeError, ValueError) as exc:
