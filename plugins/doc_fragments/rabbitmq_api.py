@@ -1,0 +1,40 @@
+# Copyright: (c) 2026, celeryops.hybrid contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    DOCUMENTATION = r"""
+options:
+  url:
+    description:
+      - Base URL of the management API.
+    type: str
+    default: http://127.0.0.1:15672
+  username:
+    description:
+      - Name of the user. It needs the tag C(administrator); to read, C(monitoring) is enough.
+    type: str
+    required: true
+  password:
+    description:
+      - Password of the user.
+    type: str
+    required: true
+  validate_certs:
+    description:
+      - Whether the certificate of the server is verified, when O(url) is V(https).
+    type: bool
+    default: true
+  ca_path:
+    description:
+      - File with the certificate authority of the server. Without it, that of the system.
+    type: path
+  timeout:
+    description:
+      - Seconds that each request may take.
+    type: float
+    default: 30.0
+"""

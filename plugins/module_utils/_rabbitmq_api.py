@@ -1,0 +1,118 @@
+# Copyright: (c) 2026, celeryops.hybrid contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A small client of RabbitMQ's management API, and what modules that use it share."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Protocol
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote
+
+from ansible.module_utils.urls import open_url
+
+
+class ApiError(Exception):
+    """The management API did not do what was asked; the message says why and what to do."""
+
+
+class Api(Protocol):
+    """What the topology needs of the management API."""
+
+    def get(self, *path: str) -> Any: ...
+
+    def send(self, method: str, *path: str, body: Any = None, query: str = "") -> None: ...
+
+
+class ManagementApi:
+    """The management API of one server.
+
+    Args:
+        url: base URL, for example ``http://127.0.0.1:15672``.
+        username: a user with the tag ``administrator`` (``monitoring`` is enough to read).
+        password: its password; it goes into a header, never into a URL.
+        validate_certs: verify the server's certificate.
+        ca_path: file of the certificate authority, or None for the system's.
+        timeout: seconds for each request.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        username: str,
+        password: str,
+        validate_certs: bool = True,
+        ca_path: str | None = None,
+        timeout: float = 30,
+    ) -> None:
+        self._url = url.rstrip("/")
+        self._username = username
+        self._options = {
+            "url_username": username,
+            "url_password": password,
+            "force_basic_auth": True,
+            "validate_certs": validate_certs,
+            "ca_path": ca_path,
+            "timeout": timeout,
+            "use_proxy": False,
+        }
+
+    def get(self, *path: str) -> Any:
+        """Return what the API answers, decoded."""
+        return json.loads(self._request("GET", path) or b"null")
+
+    def send(self, method: str, *path: str, body: Any = None, query: str = "") -> None:
+        """Send a request that changes something."""
+        self._request(method, path, body, query)
+
+    def _request(self, method: str, path: tuple[str, ...], body: Any = None, query: str = "") -> bytes:
+        where = "/".join(quote(part, safe="") for part in path)
+        try:
+            with open_url(
+                f"{self._url}/api/{where}{query}",
+                method=method,
+                data=None if body is None else json.dumps(body),
+                headers={"Content-Type": "application/json"},
+                **self._options,
+            ) as response:
+                return response.read()
+        except HTTPError as exc:
+            raise ApiError(self._refusal(exc, f"{method} {where}")) from exc
+        except (URLError, OSError) as exc:
+            reason = getattr(exc, "reason", exc)
+            raise ApiError(
+                f"The management API at {self._url} cannot be reached: {reason}. Check 'url', that RabbitMQ runs, "
+                "and that its plugin rabbitmq_management is enabled."
+            ) from exc
+
+    def _refusal(self, exc: HTTPError, request: str) -> str:
+        if exc.code == 401:
+            return (
+                f"The management API at {self._url} refuses the user {self._username!r}: its password is wrong, or it "
+                "has neither the tag 'administrator' nor 'monitoring'."
+            )
+        try:
+            answer = json.loads(exc.read())
+            reason = str(answer.get("reason") or answer.get("error"))
+        except (ValueError, AttributeError):
+            reason = exc.reason
+        return f"RabbitMQ refuses {request} (HTTP {exc.code}): {reason}"
+
+
+def api_arguments() -> dict[str, dict[str, Any]]:
+    """Return the options that every module with this API has; documented in the fragment rabbitmq_api."""
+    return {
+        "url": {"type": "str", "default": "http://127.0.0.1:15672"},
+        "username": {"type": "str", "required": True},
+        "password": {"type": "str", "required": True, "no_log": True},
+        "validate_certs": {"type": "bool", "default": True},
+        "ca_path": {"type": "path"},
+        "timeout": {"type": "float", "default": 30.0},
+    }
+
+
+def api_from(parameters: dict[str, Any]) -> ManagementApi:
+    """Return the API that a module's parameters name."""
+    return ManagementApi(**{name: parameters[name] for name in api_arguments()})
