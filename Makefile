@@ -86,8 +86,14 @@ test-unit: venv ## the unit tests of plugins, roles and tools
 test-package: venv ## the tests of celery-hybrid, against RabbitMQ 3.10 and 4.0, Celery 5.5 and newest
 	@python3 tests/package/run.py
 
+.PHONY: installed
+installed: venv
+	@ansible-galaxy collection build --force --output-path .cache/dist >/dev/null
+	@ansible-galaxy collection install --force --no-deps --offline --collections-path .cache/installed \
+		.cache/dist/celeryops-hybrid-*.tar.gz >/dev/null
+
 .PHONY: test-molecule
-test-molecule: venv ## the scenarios, on Debian 12 and 13 (SCENARIO=name for one of them)
+test-molecule: installed ## the scenarios, on Debian 12 and 13 (SCENARIO=name for one of them)
 	@MOLECULE_GLOB='molecule/*/molecule.yml' molecule test $(if $(SCENARIO),-s $(SCENARIO),--all --workers 2)
 
 .PHONY: docs

@@ -65,3 +65,23 @@ def urls(secrets: dict[str, str], addresses: dict[str, str]) -> dict[str, str]:
         "broker": f"redis://celery:{quote(secrets['redis'], safe='')}@{addresses['redis']}:6379/0",
         "results": f"amqp://client:{quote(secrets['rabbitmq_client'], safe='')}@{addresses['rabbitmq']}:5672/celery",
     }
+
+
+@pytest.fixture(scope="session")
+def ansible_playbook() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a playbook of the collection against this scenario's hosts, as ops do."""
+
+    def run(
+        name: str, *arguments: str, inventory: Path = INVENTORY, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        settings = {
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_SSH_COMMON_ARGS": f"-F {STATE / 'ssh_config'}",
+            "ANSIBLE_NOCOLOR": "1",
+            **(environment or {}),
+        }
+        command = ["ansible-playbook", "-i", str(inventory), f"celeryops.hybrid.{name}", *arguments]
+        return subprocess.run(command, cwd=ROOT, env=settings, text=True, capture_output=True, check=False, timeout=600)
+
+    return run
