@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 VERIFIER = "celery_hybrid.verify"
 # Longer answers are no answers.
@@ -360,7 +360,7 @@ def secrets_of(environment: Mapping[str, str]) -> list[str]:
         # Several URLs in one value, and passwords that hold "@", give a match that is too long: both are secret.
         passwords += [part.split("@")[0] for part in passwords]
         for password in passwords:
-            found.update((password, unquote(password)))
+            found.update((password, unquote(password), quote(unquote(password), safe="")))
         if _SECRET_NAME.search(name):
             found.add(value)
     return sorted((secret for secret in found if len(secret) >= _SHORTEST_SECRET), key=len, reverse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 # The password of a URL ends at the last "@" before the path, query, or next URL of a ";" list.
 _URL_PASSWORD = re.compile(r"(?P<before>[a-z][a-z0-9+.-]*://[^\s:/?#;@]*:)(?P<password>[^\s;/?#]*)@", re.IGNORECASE)
@@ -33,7 +33,7 @@ class Mask:
             for pattern in (_URL_PASSWORD, _RAW_PASSWORD):
                 for match in pattern.finditer(str(source or "")):
                     password = match["password"]
-                    secrets.update((password, unquote(password)))
+                    secrets.update((password, unquote(password), quote(unquote(password), safe="")))
         self._secrets = sorted((secret for secret in secrets if len(secret) >= _SHORTEST), key=len, reverse=True)
 
     def __call__(self, text: str) -> str:

@@ -48,7 +48,7 @@ class Results:
     def __init__(
         self, url: str | None, options: Mapping[str, Any] | None, timeout: float, facts: Mapping[str, Any] | None
     ) -> None:
-        self._urls = [each.strip() for each in (url or "").split(";") if each.strip()]
+        self._urls = [_without_class(each.strip()) for each in (url or "").split(";") if each.strip()]
         self._options = dict(options or {})
         self._timeout = timeout
         self._facts = facts
@@ -369,6 +369,12 @@ def _differences(
         if kind != queue_type:
             other.append(f"{name}: type is {kind}")
     return other
+
+
+def _without_class(url: str) -> str:
+    """``amqp://…`` of ``package.module:Class+amqp://…``, Celery's way to name a backend by its class."""
+    scheme, separator, rest = url.partition("://")
+    return scheme.rpartition("+")[2] + separator + rest
 
 
 def _exists(connection: amqp.Connection, queue: str) -> bool:
