@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 from kombu.utils.url import parse_url
@@ -38,10 +39,15 @@ class Broker:
         self.connection.transport_options.update(socket_timeout=timeout, socket_connect_timeout=timeout)
         self.urls = [url.strip() for url in str(app.conf.broker_url or "").split(";") if url.strip()]
 
+    @cached_property
+    def channel(self) -> Any:
+        """A kombu channel; made without kombu's retries, which would hide the first and true reason of a failure."""
+        return self.connection.channel()
+
     @property
     def client(self) -> Any:
-        """The redis-py client of kombu's channel."""
-        return self.connection.default_channel.client
+        """The redis-py client of the channel."""
+        return self.channel.client
 
     def check(self, report: Report, facts: Mapping[str, Any] | None) -> None:
         """Run all checks of the broker."""

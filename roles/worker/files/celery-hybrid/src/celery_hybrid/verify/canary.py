@@ -366,7 +366,7 @@ class Canaries:
     def _take_back(self, canary: Canary) -> bool:
         """Remove a task that nobody took from its queue; whether it was there."""
         client = self._broker.client
-        channel = self._broker.connection.default_channel
+        channel = self._broker.channel
         for priority in channel.priority_steps:
             key = channel._q_for_pri(canary.queue, priority)
             # The newest is at the left.

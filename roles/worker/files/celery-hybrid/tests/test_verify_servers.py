@@ -1,0 +1,291 @@
+"""The verifier against real servers, without a backend or a worker: records are published by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+
+import amqp
+import pytest
+from celery import Celery
+from celery_hybrid.verify.broker import Broker
+from celery_hybrid.verify.canary import Archive, Canaries, Canary
+from celery_hybrid.verify.masking import Mask
+from celery_hybrid.verify.report import Failed, Report
+from celery_hybrid.verify.results import EXCHANGE, Results
+
+PARTITIONS = int(os.environ.get("CELERY_HYBRID_TEST_PARTITIONS", "16"))
+
+
+def setting(name):
+    value = os.environ.get(name)
+    if not value:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{name} must be set in CI")
+        pytest.skip(f"{name} is not set")
+    return value
+
+
+@pytest.fixture
+def results_url():
+    return setting("CELERY_HYBRID_TEST_RESULTS")
+
+
+@pytest.fixture
+def broker_url():
+    return setting("CELERY_HYBRID_TEST_BROKER")
+
+
+@pytest.fixture
+def results(results_url):
+    return Results(results_url, {"partitions": PARTITIONS}, 5.0, None)
+
+
+@pytest.fixture
+def app(broker_url, monkeypatch):
+    monkeypatch.delenv("CELERY_BROKER_URL", raising=False)
+    monkeypatch.delenv("CELERY_RESULT_BACKEND", raising=False)
+    return Celery(broker=broker_url, backend="cache+memory://", set_as_current=False)
+
+
+def publish(connection, canary, *, exchange=EXCHANGE, status="SUCCESS", result=None, **properties):
+    body = {"task_id": canary.id, "status": status, "result": canary.nonce if result is None else result}
+    message = amqp.Message(
+        json.dumps(body),
+        **{
+            "content_type": "application/json",
+            "delivery_mode": 2,
+            "correlation_id": canary.id,
+            "type": "result",
+            "application_headers": {"status": status},
+            **properties,
+        },
+    )
+    channel = connection.channel()
+    channel.confirm_select()
+    channel.basic_publish_confirm(message, exchange=exchange, routing_key=canary.stream, mandatory=True)
+    channel.close()
+
+
+@pytest.fixture
+def canary():
+    return Canary("celery", PARTITIONS)
+
+
+@pytest.fixture
+def archived(results, app, canary):
+    """Publishes records, then reads them as the check does."""
+
+    def run(*records, seconds=2.0):
+        with results.connect() as connection:
+            archive = Archive(connection, [canary.stream])
+            with results.connect() as publisher:
+                for record in records:
+                    publish(publisher, canary, **record)
+            canaries = Canaries(app, None, results, [], [], 1.0)
+            return canaries._archived(canary, archive, seconds)
+
+    return run
+
+
+def test_a_record_is_found_and_read_again(archived, canary):
+    told = archived({"status": "STARTED"}, {})
+    assert told.startswith(f"{canary.stream} offset ")
+    assert "application/json, persistent" in told
+
+
+def test_a_record_of_another_task_is_not_mine(archived, canary):
+    with pytest.raises(Failed, match="received no record of task"):
+        archived({"correlation_id": str(uuid.uuid4())}, seconds=0.5)
+
+
+def test_a_task_without_success(archived):
+    with pytest.raises(Failed, match="received only STARTED, RETRY of task"):
+        archived({"status": "STARTED"}, {"status": "RETRY"}, seconds=0.5)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"content_type": "application/x-python-serialize"}, "content type is application/x-python-serialize"),
+        ({"delivery_mode": 1}, "delivery mode is 1"),
+        ({"result": "something else"}, "its body is not this task's result"),
+    ],
+)
+def test_a_wrong_record_is_refused(archived, record, message):
+    with pytest.raises(Failed, match=message):
+        archived(record)
+
+
+def test_many_records_of_others_do_not_hide_mine(results, app, canary):
+    with results.connect() as connection:
+        archive = Archive(connection, [canary.stream])
+        with results.connect() as publisher:
+            for _ in range(600):
+                publish(publisher, canary, correlation_id=str(uuid.uuid4()))
+            publish(publisher, canary)
+        assert "read twice" in Canaries(app, None, results, [], [], 1.0)._archived(canary, archive, 5.0)
+
+
+def test_a_missing_stream_has_a_sentence(results):
+    with results.connect() as connection, pytest.raises(Failed, match=r"celery\.results\.999 does not exist"):
+        Archive(connection, ["celery.results.999"])
+
+
+def verdict(probe):
+    report = Report(Mask())
+    report.run("x", "", probe, remedy="")
+    return report.checks[0]
+
+
+def test_the_topology_exists(results):
+    assert results._reachable()
+    assert "RabbitMQ " in results._authenticated()
+    assert results._partitions() == f"{PARTITIONS} streams"
+    # Durability is only known from the management API.
+    for probe in (results._exchange, results._streams):
+        assert verdict(probe).actual.startswith("undecided:")
+
+
+def test_another_number_of_partitions_is_seen(results_url):
+    fewer = Results(results_url, {"partitions": PARTITIONS - 1}, 5.0, None)
+    assert f"more than {PARTITIONS - 1} streams" in verdict(fewer._partitions).actual
+    more = Results(results_url, {"partitions": PARTITIONS + 1}, 5.0, None)
+    assert verdict(more._streams).actual == f"missing: celery.results.{PARTITIONS}"
+
+
+def changed(url, **parts):
+    from urllib.parse import quote, urlsplit
+
+    found = urlsplit(url)
+    user = parts.get("user", found.username)
+    password = parts.get("password", found.password)
+    path = parts.get("path", found.path)
+    port = parts.get("port", found.port)
+    return f"{found.scheme}://{user}:{quote(password, safe='%')}@{found.hostname}:{port}{path}"
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"password": "wrong-password-here"}, "refuses the password of user"),
+        ({"user": "nobody", "password": "wrong-password-here"}, "refuses the password of user 'nobody'"),
+        ({"path": "/nowhere"}, "has no virtual host 'nowhere'"),
+        ({"path": "/%2F"}, "has no rights in the virtual host '/'"),
+    ],
+)
+def test_each_way_not_to_be_let_in_by_rabbitmq_has_a_sentence(results_url, parts, message):
+    results = Results(changed(results_url, **parts), {}, 5.0, None)
+    check = verdict(results._authenticated)
+    assert message in check.actual
+    assert "wrong-password" not in check.actual
+
+
+def test_rabbitmq_on_a_port_where_it_is_not(results_url, broker_url):
+    assert "refuses the connection" in verdict(Results(changed(results_url, port=1), {}, 5.0, None)._reachable).actual
+    from urllib.parse import urlsplit
+
+    # Redis answers there, but not in AMQP.
+    redis = urlsplit(broker_url)
+    other = Results(f"amqp://u:p@{redis.hostname}:{redis.port}/celery", {}, 1.0, None)
+    assert verdict(other._authenticated).actual.startswith(("the connection breaks", "RabbitMQ accepts the connection"))
+
+
+@pytest.fixture
+def broker(app):
+    broker = Broker(app, 5.0)
+    yield broker
+    broker.close()
+
+
+def test_the_broker(broker):
+    report = Report(Mask())
+    broker.check(report, {"maxmemory_policy": "noeviction", "host": "broker1"})
+    assert report.ok, report.sentences()
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
+def test_a_broker_that_may_evict(broker, policy):
+    report = Report(Mask())
+    broker.check(report, {"maxmemory_policy": policy, "host": "broker1"})
+    assert report.sentences()[0].startswith(f"broker.cannot_evict: {policy}, as broker1 says; expected")
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        (None, "no facts of the Redis host were given"),
+        ({"host": "b", "error": "redis-cli: timeout"}, "redis-cli: timeout"),
+    ],
+)
+def test_a_broker_of_which_nobody_knows(broker, facts, message):
+    report = Report(Mask())
+    broker.check(report, facts)
+    assert [check.name for check in report.checks if not check.ok] == ["broker.cannot_evict"]
+    assert f"undecided: a worker's rights do not show it, and {message}" in report.sentences()[0]
+
+
+@pytest.mark.parametrize(
+    ("parts", "name", "message"),
+    [
+        ({"password": "wrong-password-here"}, "broker.authenticated", "refuses the password of user"),
+        ({"user": "nobody"}, "broker.authenticated", "refuses the password of user 'nobody'"),
+        ({"port": 1}, "broker.reachable", "refuses the connection"),
+    ],
+)
+def test_each_way_not_to_be_let_in_by_redis_has_a_sentence(broker_url, app, parts, name, message):
+    app.conf.broker_url = changed(broker_url, **parts)
+    broker = Broker(app, 2.0)
+    report = Report(Mask([app.conf.broker_url]))
+    broker.check(report, None)
+    broker.close()
+    failed = next(check for check in report.checks if not check.ok)
+    assert failed.name == name
+    assert message in failed.actual
+    assert "wrong-password" not in json.dumps(report.as_dict())
+
+
+def test_a_parked_message_leaves_nothing(broker, app):
+    before = set(broker.client.scan_iter("celery.verify.*"))
+    canaries = Canaries(app, broker, Results(None, {}, 1.0, None), [], [], 1.0)
+    assert canaries._parked_message().startswith("application/json, utf-8, ")
+    app.conf.task_serializer = "pickle"
+    with pytest.raises(Failed, match="application/x-python-serialize"):
+        canaries._parked_message()
+    assert set(broker.client.scan_iter("celery.verify.*")) == before
+
+
+def test_a_canary_that_nobody_takes_is_taken_back(broker, app):
+    queue = f"test.verify.{uuid.uuid4()}"
+    canaries = Canaries(app, broker, Results(None, {}, 1.0, None), [queue], [], 0.5)
+    canary = canaries._canaries[0]
+    check = verdict(lambda: canaries._round_trip(canary))
+    assert "no worker took the task within 0.5 s; it was taken back" in check.actual
+    assert not list(broker.client.scan_iter(f"{queue}*"))
+
+
+def test_a_queue_without_a_consumer_gets_no_canary(broker, app):
+    canaries = Canaries(app, broker, Results(None, {}, 1.0, None), ["lonely"], ["lonely"], 0.5)
+    assert verdict(lambda: canaries._round_trip(canaries._canaries[0])).actual.startswith("not sent")
+    assert not canaries._canaries[0].sent
+
+
+@pytest.mark.parametrize("where", ["celery-task-meta-{id}", "somewhere.{id}.else"])
+def test_a_key_of_the_result_in_redis_is_found(broker, app, canary, where):
+    canaries = Canaries(app, broker, Results(None, {}, 1.0, None), [], [], 0.5)
+    assert "none of " in canaries._not_in_redis(canary)
+    key = where.format(id=canary.id)
+    broker.client.set(key, "x", px=10_000)
+    try:
+        with pytest.raises(Failed, match=f"found: {key}"):
+            canaries._not_in_redis(canary)
+    finally:
+        broker.client.delete(key)
+
+
+def test_reading_is_quick(archived):
+    started = time.monotonic()
+    archived({})
+    assert time.monotonic() - started < 2
