@@ -264,6 +264,8 @@ def test_a_canary_that_nobody_takes_is_taken_back(broker, app):
     check = verdict(lambda: canaries._round_trip(canary))
     assert "no worker took the task within 0.5 s; it was taken back" in check.actual
     assert not list(broker.client.scan_iter(f"{queue}*"))
+    for key in broker.client.scan_iter(f"_kombu.binding*{queue}"):
+        broker.client.delete(key)
 
 
 def test_a_queue_without_a_consumer_gets_no_canary(broker, app):

@@ -13,7 +13,7 @@ import secrets
 import time
 import uuid
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -149,7 +149,7 @@ class Canaries:
         broker: where the tasks go.
         results: where the results must arrive.
         queues: queues that get a canary each.
-        unconsumed: queues of which every worker said that it does not consume them.
+        avoided: queues that get none, because nobody consumes them.
         timeout: seconds one round trip may take.
     """
 
@@ -159,14 +159,14 @@ class Canaries:
         broker: Broker,
         results: Results,
         queues: Sequence[str],
-        unconsumed: Sequence[str],
+        avoided: Collection[str],
         timeout: float,
     ) -> None:
         self._app = app
         self._broker = broker
         self._results = results
         self._canaries = [Canary(queue, results.partitions) for queue in queues]
-        self._unconsumed = frozenset(unconsumed)
+        self._avoided = frozenset(avoided)
         self._timeout = timeout
 
     def check(self, report: Report) -> None:
@@ -231,9 +231,9 @@ class Canaries:
         return _CONTENT_TYPES.get(serializer, serializer)
 
     def _round_trip(self, canary: Canary) -> str:
-        if canary.queue in self._unconsumed:
+        if canary.queue in self._avoided:
             raise Failed(
-                "not sent, because no worker consumes this queue",
+                "not sent, because no worker says that it consumes this queue",
                 "Add the queue to an instance of worker_instances and run the site playbook.",
             )
         started = time.perf_counter()

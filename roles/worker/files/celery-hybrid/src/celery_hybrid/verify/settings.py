@@ -12,6 +12,7 @@ from typing import Any
 from celery import Celery
 from celery.app.backends import by_url
 from celery.app.utils import find_app
+from celery.exceptions import ImproperlyConfigured
 from celery.utils.serialization import jsonify
 
 from .report import Failed, Report, describe
@@ -189,8 +190,9 @@ class Settings:
         try:
             found, _ = by_url(url, self._app.loader)
         except Exception as exc:
+            why = "no installed package provides it" if isinstance(exc, ImproperlyConfigured) else describe(exc)
             raise Failed(
-                f"{scheme}:// has no backend: {describe(exc)}",
+                f"{scheme}:// has no backend: {why}",
                 "Install celery-hybrid in the worker's virtual environment: run the site playbook.",
             ) from exc
         place = f"{found.__module__}.{found.__qualname__}"

@@ -58,8 +58,12 @@ class Workers:
         """Queues that certainly nobody consumes: every node that was asked has answered without them."""
         if not self._conf or set(self._queues) != {*self._conf, *self._nodes}:
             return []
-        consumed = {name for names in self._queues.values() for name in names}
-        return [queue for queue in queues if queue not in consumed]
+        return [queue for queue in queues if queue not in self.consumed]
+
+    @property
+    def consumed(self) -> set[str]:
+        """Every queue that some worker said that it consumes."""
+        return {name for names in self._queues.values() for name in names}
 
     def _inspect(self, command: str, destination: list[str] | None, timeout: float, **arguments: Any) -> dict[str, Any]:
         inspect = self._app.control.inspect(destination=destination, timeout=timeout)
@@ -108,8 +112,7 @@ class Workers:
         return f"{len(agreed)} settings agree on {', '.join(sorted(self._conf))}"
 
     def _consumed(self, queues: Sequence[str]) -> str:
-        consumed = {name for names in self._queues.values() for name in names}
-        lonely = [queue for queue in queues if queue not in consumed]
+        lonely = [queue for queue in queues if queue not in self.consumed]
         if lonely:
             raise Failed(f"nobody consumes {', '.join(lonely)}")
         return "; ".join(
