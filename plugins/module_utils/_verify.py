@@ -20,6 +20,14 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 VERIFIER = "celery_hybrid.verify"
+_KINDS: dict[str, Any] = {
+    "name": str,
+    "ok": bool,
+    "expected": str,
+    "actual": str,
+    "remedy": str,
+    "milliseconds": (int, float),
+}
 # Longer answers are no answers.
 _MOST_OUTPUT = 8_000_000
 _URL_PASSWORD = re.compile(r"[a-z][a-z0-9+.-]*://[^\s:/?#;@]*:([^\s;]*)@", re.IGNORECASE)
@@ -40,10 +48,12 @@ class RunError(Exception):
     Args:
         actual: what happened, in words.
         remedy: what to do.
+        checks: what had been answered until then.
     """
 
-    def __init__(self, actual: str, remedy: str) -> None:
+    def __init__(self, actual: str, remedy: str, checks: Sequence[dict[str, Any]] = ()) -> None:
         super().__init__(actual)
+        self.checks = list(checks)
         self.actual = actual
         self.remedy = remedy
 
@@ -136,10 +146,18 @@ def verify(
             request=request_of(params),
             seconds=params["timeout"],
         )
-        checks, skipped = parse_answer(answer)
+        checks, skipped, ended = parse_answer(answer)
+        if not ended:
+            last = checks[-1]["name"] if checks else "none"
+            raise RunError(
+                f"the checks did not end within {params['timeout']:g} s and were stopped; the last answered was {last}",
+                "Look at what hangs: importing the application, a server, or a result backend; or raise timeout.",
+                checks,
+            )
     except RunError as exc:
         took = (time.monotonic() - started) * 1000
         outcome.add("environment.python", False, expected, _masked(exc.actual, secrets), exc.remedy, took)
+        outcome.checks += exc.checks
         return outcome
     outcome.add("environment.python", True, expected, params["python"], "", (time.monotonic() - started) * 1000)
     outcome.checks += checks
@@ -177,7 +195,7 @@ def run(*, python: str, user: str, environment: Mapping[str, str], request: Mapp
         seconds: after which it is ended.
 
     Returns:
-        What it printed.
+        What it printed, also when it had to be ended.
 
     Raises:
         RunError: no answer.
@@ -226,12 +244,9 @@ def run(*, python: str, user: str, environment: Mapping[str, str], request: Mapp
     except subprocess.TimeoutExpired:
         # An application may have started children while it was imported.
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        raise RunError(
-            f"the checks did not end within {seconds:g} s and were stopped",
-            "Look whether importing the application hangs, or raise timeout.",
-        ) from None
-    if process.returncode in (0, 1) and out.strip():
+        out, err = process.communicate()
+        return out[:_MOST_OUTPUT].decode("utf-8", "replace")
+    if process.returncode in (0, 1) and out.rstrip().rpartition(b"\n")[2].startswith(b'{"end"'):
         return out[:_MOST_OUTPUT].decode("utf-8", "replace")
     told = " ".join(err.decode("utf-8", "replace").strip().splitlines()[-1:])
     if "No module named" in told and "celery_hybrid" in told:
@@ -245,28 +260,33 @@ def run(*, python: str, user: str, environment: Mapping[str, str], request: Mapp
     )
 
 
-def parse_answer(text: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """The checks in what the verifier printed.
+def parse_answer(text: str) -> tuple[list[dict[str, Any]], list[str], bool]:
+    """What the verifier printed: a line of JSON for each check, then one for the end.
+
+    Returns:
+        The checks, the names of those that were left out, and whether it came to its end.
 
     Raises:
         RunError: it is not of the form that this module reads.
     """
     remedy = "Make collection and celery-hybrid the same version: run the site playbook against this host."
-    try:
-        data = json.loads(text)
-    except ValueError:
-        start = " ".join(text.split())[:120]
-        raise RunError(f"the verifier's answer is not JSON: {start!r}", remedy) from None
-    checks = data.get("checks") if isinstance(data, dict) else None
-    if not isinstance(checks, list) or not checks:
-        raise RunError("the verifier's answer holds no checks", remedy)
-    kinds = {"name": str, "ok": bool, "expected": str, "actual": str, "remedy": str, "milliseconds": (int, float)}
-    clean = []
-    for check in checks:
-        if not isinstance(check, dict) or not all(isinstance(check.get(key), kind) for key, kind in kinds.items()):
-            raise RunError(f"the verifier's answer holds a malformed check: {str(check)[:120]}", remedy)
-        clean.append({**{key: check[key] for key in kinds}, "blocked": bool(check.get("blocked"))})
-    return clean, [str(name) for name in data.get("skipped") or []]
+    checks: list[dict[str, Any]] = []
+    for line in text.splitlines():
+        try:
+            data = json.loads(line)
+        except ValueError:
+            if line == text.rpartition("\n")[2]:
+                break  # it was ended while it wrote this line
+            raise RunError(f"the verifier's answer is not JSON: {line[:120]!r}", remedy) from None
+        if isinstance(data, dict) and "end" in data:
+            if not checks:
+                raise RunError("the verifier's answer holds no checks", remedy)
+            return checks, [str(name) for name in data.get("skipped") or []], True
+        check = data.get("check") if isinstance(data, dict) else None
+        if not isinstance(check, dict) or not all(isinstance(check.get(key), kind) for key, kind in _KINDS.items()):
+            raise RunError(f"the verifier's answer holds a malformed check: {line[:120]}", remedy)
+        checks.append({**{key: check[key] for key in _KINDS}, "blocked": bool(check.get("blocked"))})
+    return checks, [], False
 
 
 def parse_environment(text: str) -> dict[str, str]:

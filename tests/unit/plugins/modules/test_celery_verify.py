@@ -50,7 +50,8 @@ def run_module(monkeypatch, environment_file):
             asked.update(given)
             if isinstance(answer, Exception):
                 raise answer
-            return json.dumps(answer)
+            lines = [{"check": check} for check in answer["checks"]] + [{"end": {}, "skipped": answer["skipped"]}]
+            return "\n".join(map(json.dumps, lines)) + "\n"
 
         monkeypatch.setattr(_verify, "run", runner)
         out = io.StringIO()

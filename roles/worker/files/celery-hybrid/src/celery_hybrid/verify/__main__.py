@@ -7,11 +7,12 @@ import json
 import logging
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
 from .names import NAMES
-from .report import Report
+from .report import Check, Report
 from .request import Request, RequestError
 from .runner import run
 
@@ -36,14 +37,27 @@ def main(arguments: list[str] | None = None) -> int:
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     logging.getLogger("kombu").setLevel(logging.ERROR)
-    report = run(request)
-    if options.json or options.request:
-        json.dump(report.as_dict(), out)
-        out.write("\n")
+    if options.request:
+
+        def tell(check: Check) -> None:
+            _line(out, {"check": asdict(check)})
+
+        report = run(request, tell)
+        _line(out, {"end": report.as_dict()["summary"], "skipped": report.skipped})
     else:
-        print_table(report, out)
-    out.flush()
+        report = run(request)
+        if options.json:
+            _line(out, report.as_dict())
+        else:
+            print_table(report, out)
+        out.flush()
     return 0 if report.ok else 1
+
+
+def _line(out: TextIO, data: dict[str, Any]) -> None:
+    """Print a line at once, so that whoever ends this program has what it found until then."""
+    out.write(json.dumps(data) + "\n")
+    out.flush()
 
 
 def print_table(report: Report, out: TextIO) -> None:
@@ -75,7 +89,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--facts", type=Path, metavar="FILE", help="JSON with broker_facts and results_facts")
     parser.add_argument("--json", action="store_true", help="print data")
     parser.add_argument("--names", action="store_true", help="list the checks and end")
-    parser.add_argument("--request", choices=["-"], help="read the whole request as JSON from standard input")
+    parser.add_argument(
+        "--request",
+        choices=["-"],
+        help="read the request as JSON from standard input; print JSON lines",
+    )
     return parser
 
 

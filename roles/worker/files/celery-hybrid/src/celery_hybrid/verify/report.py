@@ -59,13 +59,15 @@ class Report:
     Args:
         mask: removes secrets from everything that is kept.
         skip: names of checks to leave out; they are listed, not counted.
+        tell: is given each check as soon as it is answered.
     """
 
-    def __init__(self, mask: Mask, skip: Iterable[str] = ()) -> None:
+    def __init__(self, mask: Mask, skip: Iterable[str] = (), tell: Callable[[Check], None] = lambda _: None) -> None:
         self.checks: list[Check] = []
         self.skipped: list[str] = []
         self._mask = mask
         self._skip = frozenset(skip)
+        self._tell = tell
 
     def run(
         self, name: str, expected: str, probe: Callable[[], str], *, remedy: str, needs: Sequence[str] = ()
@@ -156,6 +158,7 @@ class Report:
                 blocked=blocked,
             )
         )
+        self._tell(self.checks[-1])
         return ok
 
 

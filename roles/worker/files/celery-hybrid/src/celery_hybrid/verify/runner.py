@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from .broker import Broker
 from .canary import Canaries
 from .masking import Mask
-from .report import Report
+from .report import Check, Report
 from .request import Request
 from .results import Results
 from .settings import Settings, canonical
 from .workers import Workers
 
 
-def run(request: Request) -> Report:
+def run(request: Request, tell: Callable[[Check], None] = lambda _: None) -> Report:
     """Verify what the request says.
 
     Args:
         request: what to verify.
+        tell: is given each check as soon as it is answered.
 
     Returns:
         The report; no exception for anything that is found wrong.
     """
     mask = Mask(os.environ.values())
-    report = Report(mask, request.skip)
+    report = Report(mask, request.skip, tell)
     settings = Settings(request.app, request.config_module, request.python_path)
     if not settings.check_loading(report):
         return report
