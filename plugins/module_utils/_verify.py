@@ -224,7 +224,7 @@ def run(*, python: str, user: str, environment: Mapping[str, str], request: Mapp
         "LOGNAME": user,
     }
     try:
-        process = subprocess.Popen(
+        process: subprocess.Popen[bytes] = subprocess.Popen(
             # -I: nothing of the caller's directory or environment is imported.
             [python, "-I", "-m", VERIFIER, "--request", "-"],
             stdin=subprocess.PIPE,

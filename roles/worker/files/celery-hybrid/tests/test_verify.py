@@ -22,6 +22,7 @@ from celery_hybrid.verify.results import Results, age_seconds
 from celery_hybrid.verify.runner import declared_queues
 from celery_hybrid.verify.settings import Settings, canonical, reported_backend, value_of
 from celery_hybrid.verify.workers import Workers
+from kombu.exceptions import ContentDisallowed
 
 PASSWORD = "Pa55:w/ord@2#9"
 ENCODED = "Pa55%3Aw%2Ford%402%239"
@@ -331,6 +332,9 @@ def test_an_application_that_does_not_load(configuration, code, message):
 # Workers
 
 
+PICKLED = "pickled"
+
+
 class Inspected(Workers):
     """Workers whose answers are given."""
 
@@ -338,8 +342,11 @@ class Inspected(Workers):
         super().__init__(None, nodes, 1.0)
         self.answers = answers
 
-    def _inspect(self, command, destination, timeout, **arguments):
-        return {node: reply for node, reply in self.answers[command].items() if not destination or node in destination}
+    def _request(self, command, destination, timeout, **arguments):
+        replies = {n: reply for n, reply in self.answers[command].items() if not destination or n in destination}
+        if PICKLED in replies.values():
+            raise ContentDisallowed("untrusted content of type pickle")
+        return replies
 
 
 AGREED = {"task_serializer": "json", "accept_content": ["json"], "result_expires": 86400, "result_backend": "amqp://h"}
@@ -403,6 +410,21 @@ def test_a_worker_with_another_setting_is_named_with_setting_and_value():
 def test_a_worker_that_cannot_tell_its_configuration():
     _, found = inspected(conf={"a@h1": dict(CONF), "b@h2": {"error": "TypeError()"}})
     assert found["settings.workers"].actual == "b@h2 cannot tell its configuration: TypeError()"
+
+
+def test_a_worker_that_answers_with_pickle_is_named():
+    pickled = {"b@h2": PICKLED, "a@h1": {"ok": "pong"}}
+    _, found = inspected(ping=pickled, conf={**pickled, "a@h1": dict(CONF)})
+    assert found["workers.answer"].actual == (
+        "b@h2 answers in a format that is not accepted here: untrusted content of type pickle"
+    )
+    assert found["settings.workers"].ok, "the others are still compared"
+
+
+def test_an_unknown_worker_that_answers_with_pickle():
+    pickled = {"b@h2": PICKLED}
+    _, found = inspected(nodes=(), ping=pickled, conf=pickled)
+    assert "some worker answers in a format that is not accepted here" in found["workers.answer"].actual
 
 
 def test_a_queue_that_nobody_consumes():

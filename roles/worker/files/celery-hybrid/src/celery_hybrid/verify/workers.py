@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kombu.exceptions import ContentDisallowed
+
 from .report import Failed, Report
 from .settings import canonical, reported_backend, show, value_of
 
@@ -27,6 +29,7 @@ class Workers:
         self._timeout = timeout
         self._conf: dict[str, dict[str, Any]] = {}
         self._queues: dict[str, list[str]] = {}
+        self._refused: dict[str, str] = {}
 
     def check(self, report: Report, agreed: Mapping[str, Any], queues: Sequence[str]) -> None:
         """Run all checks of the workers."""
@@ -66,6 +69,27 @@ class Workers:
         return {name for names in self._queues.values() for name in names}
 
     def _inspect(self, command: str, destination: list[str] | None, timeout: float, **arguments: Any) -> dict[str, Any]:
+        """What live workers answer; one that answers in a refused format, such as pickle, is noted and left out."""
+        try:
+            return self._request(command, destination, timeout, **arguments)
+        except ContentDisallowed:
+            if destination is None:
+                self._refused.setdefault("some worker", "")
+                return {}
+        answers: dict[str, Any] = {}
+        for node in destination:
+            # A refused answer to an earlier question may still lie in the reply queue: each try takes one away.
+            for _ in range(len(destination) + 1):
+                try:
+                    answers.update(self._request(command, [node], timeout, **arguments))
+                    break
+                except ContentDisallowed as exc:
+                    reason = str(exc)
+            else:
+                self._refused[node] = reason
+        return answers
+
+    def _request(self, command: str, destination: list[str] | None, timeout: float, **arguments: Any) -> dict[str, Any]:
         inspect = self._app.control.inspect(destination=destination, timeout=timeout)
         return dict(getattr(inspect, command)(**arguments) or {})
 
@@ -87,6 +111,13 @@ class Workers:
             for node, reply in self._inspect("report", live, self._timeout).items():
                 if isinstance(reply, dict):
                     self._conf[node]["result_backend"] = reported_backend(str(reply.get("ok", "")))
+        if self._refused:
+            named = [node for node in self._refused if "@" in node] or list(self._refused)
+            why = self._refused[named[0]] or "no JSON"
+            raise Failed(
+                f"{', '.join(named)} answers in a format that is not accepted here: {why}",
+                "Its serializer is not the file's: restart it, so that it reads the file.",
+            )
         missing = [node for node in (self._nodes or known) if node not in self._conf]
         heard_from = ", ".join(live) or "none"
         if missing:
