@@ -11,7 +11,7 @@ from typing import Any
 
 from celery import Celery
 from celery.app.backends import by_url
-from celery.app.utils import find_app
+from celery.app.utils import filter_hidden_settings, find_app
 from celery.exceptions import ImproperlyConfigured
 from celery.utils.serialization import jsonify
 
@@ -228,9 +228,15 @@ class Settings:
 
 def censored(app: Any) -> dict[str, Any]:
     """An application's configuration as a worker answers it to ``inspect conf``: JSON values, passwords hidden."""
-    table = dict(jsonify(app.conf.table(with_defaults=True), unknown_type_filter=repr))
+    table = dict(app.conf.table(with_defaults=True, censored=False))
     # The table does not hold what the environment says (CELERY_RESULT_BACKEND); the report does, censored.
-    table["result_backend"] = reported_backend(app.bugreport())
+    table.pop("result_backend", None)
+    table = dict(jsonify(filter_hidden_settings(table), unknown_type_filter=repr))
+    try:
+        table["result_backend"] = reported_backend(app.bugreport())
+    except ValueError:
+        # Celery before 5.7 cannot censor "package.module:Class+amqp://…"; neither can a worker.
+        table["result_backend"] = None
     return table
 
 
