@@ -9,12 +9,20 @@ A declaration is plain data. Settings are a list of ``{name, value, why}``; user
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 import typing as t
 
 Setting = t.Mapping[str, t.Any]
 User = t.Mapping[str, t.Any]
+
+
+class Client(t.Protocol):
+    """What the comparison needs of a connection."""
+
+    def call(self, *words: t.Any) -> t.Any: ...
+
 
 _UNITS = {"": 1, "b": 1, "k": 1000, "kb": 1024, "m": 1000**2, "mb": 1024**2, "g": 1000**3, "gb": 1024**3}
 _SIZE = re.compile(r"^(\d+)\s*([kmg]b?|b)?$", re.IGNORECASE)
@@ -49,9 +57,6 @@ RESTART_ONLY = frozenset(
     }
 )
 
-_MARK_CONFIG = "-- config --"
-_MARK_ACL = "-- acl --"
-_MARK_END = "-- end --"
 _PROBE = "celeryops-compare-"
 
 
@@ -99,17 +104,19 @@ def _rules(user: User) -> list[str]:
     return words
 
 
+def _words(user: User, *first: str) -> list[str]:
+    """Return the words that make a user: its name, *first*, state, password and rules."""
+    if not re.match(r"^[!-~]+$", user["name"]):
+        raise ValueError(f"{user['name']!r} is no name for a Redis user: no blanks")
+    words = [user["name"], *first, "on" if user.get("enabled", True) else "off"]
+    if user.get("password"):
+        words.append(password_hash(user["password"]))
+    return words + _rules(user)
+
+
 def render_acl(users: t.Iterable[User]) -> str:
     """Return an ACL file. It cannot hold comments: Redis takes only lines that begin with ``user``."""
-    lines = []
-    for user in users:
-        if not re.match(r"^[!-~]+$", user["name"]):
-            raise ValueError(f"{user['name']!r} is no name for a Redis user: no blanks")
-        words = ["user", user["name"], "on" if user.get("enabled", True) else "off"]
-        if user.get("password"):
-            words.append(password_hash(user["password"]))
-        lines.append(" ".join(words + _rules(user)))
-    return "\n".join(lines) + "\n"
+    return "".join(f"user {' '.join(_words(user))}\n" for user in users)
 
 
 def celery_rules(database: t.Any) -> list[str]:
@@ -131,60 +138,6 @@ def celery_rules(database: t.Any) -> list[str]:
         "-@admin",
         "+time",
     ]
-
-
-def quote(word: t.Any) -> str:
-    """Return *word* quoted for a line of redis-cli's standard input."""
-    text = str(word).replace("\\", "\\\\").replace('"', '\\"')
-    if any(ord(character) < 32 for character in text):
-        raise ValueError("a word for redis-cli cannot contain control characters")
-    return f'"{text}"'
-
-
-def _line(*words: t.Any) -> str:
-    return " ".join(quote(word) for word in words)
-
-
-def _compared_users(users: t.Iterable[User]) -> list[User]:
-    return [user for user in users if user.get("enabled", True)]
-
-
-def read_script(login: t.Mapping[str, str], settings: t.Iterable[Setting], users: t.Iterable[User]) -> str:
-    """Return the commands that read all of the running state which :func:`differences` compares.
-
-    Redis shows a user's commands in a form of its own, which differs between versions. So each declared user's
-    rules pass through a nameless twin that is made, shown and deleted inside one transaction.
-    """
-    lines = [
-        _line("AUTH", login["user"], login["password"]),
-        _line("ECHO", _MARK_CONFIG),
-        _line("CONFIG", "GET", *(setting["name"] for setting in settings)),
-        _line("ECHO", _MARK_ACL),
-        _line("ACL", "LIST"),
-    ]
-    for user in _compared_users(users):
-        twin = _PROBE + user["name"]
-        lines += [
-            "MULTI",
-            _line("ACL", "SETUSER", twin, "reset", *_rules(user)),
-            _line("ACL", "LIST"),
-            _line("ACL", "DELUSER", twin),
-            "EXEC",
-        ]
-    return "\n".join([*lines, _line("ECHO", _MARK_END)])
-
-
-def write_script(login: t.Mapping[str, str], found: t.Mapping[str, t.Any]) -> str:
-    """Return the commands that bring the running server to its declaration, as far as that works live."""
-    lines = [_line("AUTH", login["user"], login["password"])]
-    lines += [
-        _line("CONFIG", "SET", item["name"], "" if item["declared"] == '""' else item["declared"])
-        for item in found["settings"]
-        if item["live"]
-    ]
-    if found["users"]:
-        lines.append(_line("ACL", "LOAD"))
-    return "\n".join(lines)
 
 
 def _canonical(name: str, value: str) -> str:
@@ -219,33 +172,6 @@ def _described_user(line: str) -> tuple[str, dict[str, t.Any]]:
     }
 
 
-def parse(output: str | t.Sequence[str]) -> dict[str, t.Any]:
-    """Return what the answer to :func:`read_script` says: *status*, *config*, *users* and *twins*.
-
-    *status* is ``ok``, ``unreachable``, ``refused`` (wrong password, or a user without the rights) or ``unknown``.
-    """
-    lines = output.splitlines() if isinstance(output, str) else list(output)
-    state: dict[str, t.Any] = {"status": "ok", "config": {}, "users": {}, "twins": {}, "message": ""}
-    errors = [line for line in lines if re.match(r"^[A-Z]{3,} .", line) or "Could not connect" in line]
-    first = errors[0] if errors else ""
-    if "Could not connect" in first:
-        return {**state, "status": "unreachable", "message": first}
-    if re.search(r"\b(WRONGPASS|NOAUTH|NOPERM)\b", first) or (lines and lines[0].startswith("ERR AUTH")):
-        return {**state, "status": "refused", "message": first or lines[0]}
-    if not all(mark in lines for mark in (_MARK_CONFIG, _MARK_ACL, _MARK_END)):
-        return {**state, "status": "unknown", "message": first or (lines[-1] if lines else "no answer")}
-    config = lines[lines.index(_MARK_CONFIG) + 1 : lines.index(_MARK_ACL)]
-    state["config"] = dict(zip(config[0::2], config[1::2], strict=False))
-    for line in lines[lines.index(_MARK_ACL) + 1 : lines.index(_MARK_END)]:
-        if line.startswith("user "):
-            name, user = _described_user(line)
-            if name.startswith(_PROBE):
-                state["twins"][name[len(_PROBE) :]] = user
-            else:
-                state["users"].setdefault(name, user)
-    return state
-
-
 def _user_difference(user: User, running: t.Mapping[str, t.Any] | None, twin: t.Mapping[str, t.Any] | None) -> str:
     if running is None:
         return "is missing"
@@ -263,47 +189,100 @@ def _user_difference(user: User, running: t.Mapping[str, t.Any] | None, twin: t.
     return "has " + " and ".join(parts) if parts else ""
 
 
-def differences(
-    output: str | t.Sequence[str], settings: t.Sequence[Setting], users: t.Sequence[User]
-) -> dict[str, t.Any]:
-    """Compare the running server with its declaration.
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """One thing that the running server does not have as declared: a setting, or a user (then without values)."""
 
-    Returns *status* as :func:`parse` does, *settings* (``name``, ``running``, ``declared``, ``live``), *users*
-    (sentences without secrets), *unseen* (names that CONFIG GET does not show), *restart* (whether something needs
-    one), *live*, and *sentences* that say it all.
+    name: str
+    sentence: str
+    running: str = ""
+    declared: str = ""
+    live: bool = True
+
+
+class Runtime:
+    """What a server runs with, beside what is declared.
+
+    Args:
+        client: a connection with the rights of an administrator.
+        settings: the declared settings.
+        users: the declared users; all others are not declared.
     """
-    state = parse(output)
-    found: dict[str, t.Any] = {
-        "status": state["status"],
-        "message": state["message"],
-        "settings": [],
-        "users": [],
-        "unseen": [],
-    }
-    if state["status"] == "ok":
-        for setting in settings:
+
+    def __init__(self, client: Client, settings: t.Sequence[Setting], users: t.Sequence[User]) -> None:
+        self._client = client
+        self._settings = settings
+        self._users = users
+        self._config: dict[str, str] | None = None
+
+    def differences(self) -> list[Difference]:
+        """Return what differs. A setting that Redis does not show is not compared, see :meth:`unseen`."""
+        return [*self._setting_differences(), *self._user_differences()]
+
+    def unseen(self) -> list[str]:
+        """Return the declared settings that ``CONFIG GET`` does not show."""
+        running = self._running()
+        return [setting["name"] for setting in self._settings if setting["name"] not in running]
+
+    def repair(self, found: t.Sequence[Difference]) -> None:
+        """Change live what can be changed live. The files must say the same, or a restart undoes it."""
+        settings = [item for item in found if item.declared and item.live]
+        if settings:
+            # One command, so that Redis takes all of them or none.
+            pairs = [word for item in settings for word in (item.name, "" if item.declared == '""' else item.declared)]
+            self._client.call("CONFIG", "SET", *pairs)
+        # Not ACL LOAD: that closes the connections of every worker.
+        declared = {user["name"]: user for user in self._users}
+        for item in found:
+            if not item.declared:
+                user = declared.get(item.name)
+                self._client.call("ACL", *(["SETUSER", *_words(user, "reset")] if user else ["DELUSER", item.name]))
+
+    def append_only_file_is_complete(self) -> bool:
+        """Tell whether no rewrite runs: until the first one ends, a crash loses what was there before."""
+        information = self._client.call("INFO", "persistence")
+        return "aof_rewrite_in_progress:0" in information and "aof_rewrite_scheduled:0" in information
+
+    def _running(self) -> dict[str, str]:
+        if self._config is None:
+            words = self._client.call("CONFIG", "GET", *(setting["name"] for setting in self._settings)) or []
+            self._config = dict(zip(words[0::2], words[1::2], strict=True))
+        return self._config
+
+    def _setting_differences(self) -> t.Iterator[Difference]:
+        running = self._running()
+        for setting in self._settings:
             name, declared = setting["name"], render_value(setting["value"])
-            running = state["config"].get(name)
-            if running is None:
-                found["unseen"].append(name)
-            elif not _agrees(name, running, declared):
-                found["settings"].append(
-                    {"name": name, "running": running, "declared": declared, "live": name not in RESTART_ONLY}
+            if name in running and not _agrees(name, running[name], declared):
+                live = name not in RESTART_ONLY
+                how = "" if live else " (needs a restart)"
+                yield Difference(
+                    name,
+                    f"{name}: running {running[name]!r}, declared {declared!r}{how}",
+                    running[name],
+                    declared,
+                    live,
                 )
-        for user in users:
-            difference = _user_difference(user, state["users"].get(user["name"]), state["twins"].get(user["name"]))
+
+    def _user_differences(self) -> t.Iterator[Difference]:
+        listed = dict(_described_user(line) for line in self._client.call("ACL", "LIST"))
+        for user in self._users:
+            twin = self._twin(user) if user.get("enabled", True) else None
+            difference = _user_difference(user, listed.get(user["name"]), twin)
             if difference:
-                found["users"].append(f"user {user['name']} {difference}")
-        declared_names = {user["name"] for user in users}
-        found["users"] += [
-            f"user {name} is not declared" for name in sorted(state["users"]) if name not in declared_names
-        ]
-    found["live"] = bool(found["users"]) or any(item["live"] for item in found["settings"])
-    found["restart"] = any(not item["live"] for item in found["settings"])
-    found["sentences"] = [
-        "{name}: running {running!r}, declared {declared!r}{how}".format(
-            how="" if item["live"] else " (needs a restart)", **item
-        )
-        for item in found["settings"]
-    ] + found["users"]
-    return found
+                yield Difference(user["name"], f"user {user['name']} {difference}")
+        for name in sorted(listed.keys() - {user["name"] for user in self._users}):
+            yield Difference(name, f"user {name} is not declared")
+
+    def _twin(self, user: User) -> dict[str, t.Any]:
+        """Return a user's rules as this server shows them.
+
+        The form differs between versions. So the declared rules pass through a nameless twin, which is made, shown
+        and deleted inside one transaction and can never log in.
+        """
+        twin = _PROBE + user["name"]
+        self._client.call("MULTI")
+        for words in (("SETUSER", twin, "reset", *_rules(user)), ("LIST",), ("DELUSER", twin)):
+            self._client.call("ACL", *words)
+        lines = self._client.call("EXEC")[1]
+        return next(described for name, described in map(_described_user, lines) if name == twin)
