@@ -92,11 +92,16 @@ class Outcome:
 
     def message(self) -> str:
         """A sentence with the remedy for each failed check, one a line."""
-        lines = [
-            f"{check['name']}: {check['actual']}; expected: {check['expected']}. {check['remedy']}"
-            for check in self.checks
-            if not check["ok"] and not check["blocked"]
-        ]
+        causes: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for check in self.checks:
+            if not check["ok"] and not check["blocked"]:
+                causes.setdefault((check["actual"], check["remedy"]), []).append(check)
+        lines = []
+        for (actual, remedy), checks in causes.items():
+            names = ", ".join(check["name"] for check in checks)
+            # One cause of many, such as facts that nobody gave, is told once.
+            expected = f"; expected: {checks[0]['expected']}" if len(checks) == 1 else ""
+            lines.append(f"{names}: {actual}{expected}. {remedy}")
         blocked = [check["name"] for check in self.checks if not check["ok"] and check["blocked"]]
         if blocked:
             lines.append(f"Not run because of these: {', '.join(blocked)}.")

@@ -137,6 +137,14 @@ def test_table_and_message():
     assert not subject.Outcome().ok, "no check at all is no proof"
 
 
+def test_one_cause_is_told_once():
+    outcome = subject.Outcome()
+    for name in ("one", "two"):
+        outcome.add(name, False, f"e of {name}", "nobody knows", "Ask.")
+    outcome.add("three", False, "e", "bad", "Mend it.")
+    assert outcome.message() == "one, two: nobody knows. Ask.\nthree: bad; expected: e. Mend it."
+
+
 @pytest.fixture
 def python(tmp_path):
     """An interpreter that runs a script of the test instead of the verifier."""

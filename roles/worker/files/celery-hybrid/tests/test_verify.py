@@ -49,6 +49,12 @@ def test_a_check_that_needs_a_failed_one_is_not_run_and_fails(report):
     assert report.sentences() == ["b: bad; expected: good. r", "Not run because of these: c, d."]
 
 
+def test_one_cause_is_told_once(report):
+    for name in ("one", "two"):
+        report.run(name, "e", lambda: fail("nobody knows"), remedy="Ask.")
+    assert report.sentences() == ["one, two: nobody knows. Ask."]
+
+
 def fail(actual, remedy=None):
     raise Failed(actual, remedy)
 

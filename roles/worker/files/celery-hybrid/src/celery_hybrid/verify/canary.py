@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import amqp
+from celery.exceptions import ImproperlyConfigured
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from .broker import Broker
@@ -237,6 +238,12 @@ class Canaries:
                 "Add the queue to an instance of worker_instances and run the site playbook.",
             )
         started = time.perf_counter()
+        try:
+            self._app.backend  # noqa: B018 - loads it
+        except ImproperlyConfigured as exc:
+            raise Failed(
+                "not sent, because result_backend cannot be loaded", "Repair settings.result_backend first."
+            ) from exc
         canary.result = self._app.send_task(
             TASK,
             args=[canary.nonce],

@@ -119,7 +119,17 @@ class Report:
 
     def sentences(self) -> list[str]:
         """A sentence for each failed check; one for all that were not run because of them."""
-        told = [check.sentence() for check in self.checks if not check.ok and not check.blocked]
+        causes: dict[tuple[str, str], list[Check]] = {}
+        for check in self.checks:
+            if not check.ok and not check.blocked:
+                causes.setdefault((check.actual, check.remedy), []).append(check)
+        told = [
+            checks[0].sentence()
+            if len(checks) == 1
+            # One cause, such as facts that nobody gave, needs to be told once.
+            else f"{', '.join(check.name for check in checks)}: {actual}. {remedy}"
+            for (actual, remedy), checks in causes.items()
+        ]
         blocked = [check.name for check in self.checks if check.blocked]
         if blocked:
             told.append(f"Not run because of these: {', '.join(blocked)}.")
