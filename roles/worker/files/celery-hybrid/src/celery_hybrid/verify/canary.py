@@ -18,7 +18,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import amqp
-from celery.exceptions import ImproperlyConfigured
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from .broker import Broker
@@ -240,7 +239,7 @@ class Canaries:
         started = time.perf_counter()
         try:
             self._app.backend  # noqa: B018 - loads it
-        except ImproperlyConfigured as exc:
+        except Exception as exc:
             raise Failed(
                 "not sent, because result_backend cannot be loaded", "Repair settings.result_backend first."
             ) from exc
