@@ -1,0 +1,247 @@
+# Copyright: (c) 2026, celeryops.hybrid contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Try an application with settings and addresses that are not in use yet.
+
+The role sends this program, with a call of :func:`main` after it, to the Python of a new virtual
+environment. It becomes the user of the workers, imports the application as a worker would, compares
+what the application's settings are with what is declared, and logs in to both servers. The last line of
+its output is ``{"problems": [...]}``, a sentence for each.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.machinery
+import json
+import os
+import pwd
+import signal
+import sys
+import traceback
+import types
+from typing import Any, NoReturn
+from urllib.parse import unquote, urlsplit
+
+SECONDS = 90
+CONNECT_SECONDS = 5
+
+
+class Problem(Exception):
+    """The trial cannot go on; the message is the sentence for the reader."""
+
+
+def become(user: str, directory: str, environment: dict[str, str]) -> None:
+    """Become the user of the workers, with the environment of the workers and nothing else."""
+    entry = pwd.getpwnam(user)
+    if os.geteuid() == 0:
+        os.initgroups(user, entry.pw_gid)
+        os.setgid(entry.pw_gid)
+        os.setuid(entry.pw_uid)
+    os.environ.clear()
+    os.environ.update({"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "CELERY_CONFIG_MODULE": "celeryconfig"})
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    os.chdir(directory)
+    sys.dont_write_bytecode = True
+
+
+def settings_module(text: str) -> types.ModuleType:
+    """Make the module ``celeryconfig`` out of its text, so that it need not be on the disk."""
+    module = types.ModuleType("celeryconfig")
+    module.__spec__ = importlib.machinery.ModuleSpec("celeryconfig", loader=None)
+    sys.modules["celeryconfig"] = module
+    try:
+        exec(compile(text, "celeryconfig.py", "exec"), module.__dict__)  # noqa: S102
+    except Exception as exc:
+        raise Problem(
+            f"the settings do not load: {last_line(exc)}. Correct worker_settings, or worker_packages if Celery itself is missing."
+        ) from exc
+    return module
+
+
+def last_line(exc: BaseException) -> str:
+    """Return the last line of a traceback, and where it happened."""
+    line = traceback.format_exception_only(type(exc), exc)[-1].strip()
+    frames = [frame for frame in traceback.extract_tb(exc.__traceback__) if "importlib" not in frame.filename]
+    if frames and not isinstance(exc, SyntaxError):
+        line += f" ({frames[-1].filename}, line {frames[-1].lineno})"
+    return line
+
+
+def load(name: str) -> Any:
+    """Return the application object, found and loaded as a worker finds and loads it."""
+    from celery import Celery
+    from celery.app.utils import find_app
+
+    try:
+        found = find_app(name)
+    except AttributeError as exc:
+        if exc.__traceback__ and last_line(exc).startswith("AttributeError: module"):
+            raise Problem(
+                f"the module {name!r} (worker_app) holds no Celery application: {last_line(exc)}. "
+                "Name the module that does, or module:attribute."
+            ) from exc
+        raise Problem(not_imported(name, exc)) from exc
+    except BaseException as exc:
+        raise Problem(not_imported(name, exc)) from exc
+    if not isinstance(found, Celery):
+        raise Problem(
+            f"the module {name!r} (worker_app) holds no Celery application, but a {type(found).__name__}: "
+            "name the module that does, or module:attribute."
+        )
+    try:
+        found.loader.import_default_modules()
+        found.finalize()
+    except BaseException as exc:
+        raise Problem(not_imported(name, exc)) from exc
+    return found
+
+
+def not_imported(name: str, exc: BaseException) -> str:
+    """Return the sentence about an application that does not import."""
+    return (
+        f"the application {name!r} (worker_app) does not import: {last_line(exc)}. "
+        "Add what is missing to worker_app_requirements, or correct worker_app, worker_app_source or the application."
+    )
+
+
+def compare(app: Any, declared: types.ModuleType, house_rules: list[str]) -> list[str]:
+    """Return a sentence when the application has settings of its own where the house rules hold."""
+    wrong = [
+        f"{name} is {app.conf.get(name)!r}, declared {getattr(declared, name)!r}"
+        for name in house_rules
+        if plain(app.conf.get(name)) != plain(getattr(declared, name))
+    ]
+    if not wrong:
+        return []
+    return [
+        f"the application overrides what is declared: {'; '.join(wrong)}. Remove these settings from it "
+        "(config_from_object, conf.update): the deployment's module, CELERY_CONFIG_MODULE, has them."
+    ]
+
+
+def plain(value: Any) -> Any:
+    """Return a setting so that tuple and list compare equal."""
+    return list(value) if isinstance(value, (list, tuple, set, frozenset)) else value
+
+
+def routes(app: Any, queues: list[str]) -> list[str]:
+    """Return a sentence for each task of the application that asks for a queue which is not declared."""
+    return [
+        f"the task {name} asks for the queue {task.queue!r}, which nobody consumes: "
+        "add it to an instance of worker_instances, or to worker_queues when it is consumed elsewhere."
+        for name, task in sorted(app.tasks.items())
+        if getattr(task, "queue", None) and task.queue not in queues
+    ]
+
+
+def masked(text: str, urls: list[str]) -> str:
+    """Return a text without the passwords of the URLs, in whatever form they are in it."""
+    for url in (part for several in urls for part in several.split(";")):
+        password = urlsplit(url).password or ""
+        for form in (password, unquote(password)):
+            if form:
+                text = text.replace(form, "…")
+    return text
+
+
+def login_broker(app: Any, url: str) -> str:
+    """Log in to Redis; return the problem, or nothing."""
+    del url
+    options = {
+        **app.conf.broker_transport_options,
+        "max_retries": 1,
+        "socket_timeout": CONNECT_SECONDS,
+        "socket_connect_timeout": CONNECT_SECONDS,
+    }
+    with app.connection_for_write(transport_options=options) as connection:
+        try:
+            connection.default_channel.client.ping()
+        except Exception as exc:
+            return (
+                f"cannot log in to Redis: {type(exc).__name__}: {exc}. Correct worker_redis_user and redis_password "
+                "(or worker_broker_url), or run the role redis, which sets them."
+            )
+    return ""
+
+
+def login_results(app: Any, url: str) -> str:
+    """Log in to RabbitMQ; return the problem, or nothing."""
+    del app
+    from kombu import Connection
+
+    problems = []
+    for single in url.split(";"):
+        if not single.startswith("amqp://"):
+            # The certificates that TLS needs are options of the backend.
+            return ""
+        connection = Connection(single, connect_timeout=CONNECT_SECONDS)
+        try:
+            connection.connect()
+        except Exception as exc:
+            problems.append(
+                f"cannot log in to RabbitMQ: {type(exc).__name__}: {str(exc).strip()}. Correct worker_rabbitmq_user, "
+                "rabbitmq_worker_password and worker_rabbitmq_vhost (or worker_result_backend), or run the role rabbitmq, which sets them."
+            )
+        else:
+            return ""
+        finally:
+            connection.release()
+    return problems[0]
+
+
+def backend(app: Any, url: str) -> list[str]:
+    """Return a sentence when the result backend does not load, or is not the one that the URL asks for."""
+    scheme = url.split(":", 1)[0]
+    try:
+        loaded = app.backend
+    except Exception as exc:
+        return [
+            f"the result backend for {scheme}:// does not load: {masked(last_line(exc), [url])}. "
+            "Install celery-hybrid: leave worker_hybrid_requirement unset for the one of this collection."
+        ]
+    module = type(loaded).__module__
+    if not module.startswith("celery_hybrid"):
+        return [
+            f"the result backend is {module}.{type(loaded).__name__}, so results would not go to RabbitMQ's archive: "
+            "the application sets a result backend of its own. Remove it (Celery(backend=…), result_backend)."
+        ]
+    return []
+
+
+def trial(request: dict[str, Any]) -> list[str]:
+    """Return a sentence for every problem that the application or a server has."""
+    environment = request["environment"]
+    urls = [environment["CELERY_BROKER_URL"], environment["CELERY_RESULT_BACKEND"]]
+    become(request["user"], request["directory"], environment)
+    sys.path.insert(0, request["directory"])
+    try:
+        declared = settings_module(request["config"])
+        app = load(request["app"])
+        problems = [*compare(app, declared, request["house_rules"]), *routes(app, request["queues"])]
+        problems += backend(app, urls[1])
+        if request["servers"] and not problems:
+            problems += filter(None, (login_broker(app, urls[0]), login_results(app, urls[1])))
+    except Problem as exc:
+        problems = [str(exc)]
+    return [masked(problem, urls) for problem in problems]
+
+
+def give_up(*_: Any) -> NoReturn:
+    """End an import that hangs."""
+    raise Problem(
+        f"the application (worker_app) was not imported after {SECONDS} s: it must not wait for anything while it is imported."
+    )
+
+
+def main(encoded: str) -> None:
+    """Run the trial that is described by base64 of JSON, and print what came out."""
+    output = os.dup(1)
+    # Whatever the application prints must not be taken for the answer.
+    os.dup2(2, 1)
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(SECONDS)
+    problems = trial(json.loads(base64.b64decode(encoded)))
+    os.write(output, (json.dumps({"problems": problems}) + "\n").encode())
+    # An application may have started threads.
+    os._exit(0)
