@@ -1,0 +1,234 @@
+"""The result backend ``amqp://`` and ``amqps://``: what Celery asks for, in terms of the store."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from celery import states
+from celery._state import task_join_will_block
+from celery.backends.asynchronous import AsyncBackendMixin
+from celery.backends.base import Backend
+from celery.exceptions import BackendGetMetaError
+from celery.exceptions import TimeoutError as CeleryTimeoutError
+from celery.result import result_from_tuple
+
+from celery_hybrid.content import Codec, Meta
+from celery_hybrid.errors import RecordRefusedError, ResultStoreError, ResultStoreUnreachableError
+from celery_hybrid.options import SETTING, Options
+from celery_hybrid.records import GROUP, RESULT, Record
+from celery_hybrid.store import Store, on_fork, store_of
+from celery_hybrid.urls import masked
+from celery_hybrid.waiting import ResultConsumer
+
+logger = logging.getLogger(__name__)
+
+# RabbitMQ takes names of up to 255 bytes.
+_LONGEST_ADDRESS = 200
+
+
+class AMQPBackend(AsyncBackendMixin, Backend):
+    """Keeps results in RabbitMQ, over connections of its own.
+
+    Args:
+        app: the Celery application.
+        url: ``amqp://user:password@host:5672/vhost`` or ``amqps://…``; several hosts of a cluster separated by ``;``.
+            ``result_backend`` of the application when it is not given.
+        expires: seconds or a timedelta; ``result_expires`` of the application when it is not given.
+
+    Raises:
+        OptionError: the URL or an option is wrong.
+    """
+
+    #: A result is there for everybody, also after a restart of RabbitMQ.
+    persistent = True
+    #: RabbitMQ deletes what is too old, readers do not see it before.
+    supports_autoexpire = True
+    supports_native_join = True
+    #: A body is kept as it is; the compression is named in a header.
+    supports_result_compression = True
+
+    def __init__(self, app: Any, url: str | None = None, expires: Any = None, **kwargs: Any) -> None:
+        super().__init__(app, url=url or app.conf.result_backend, expires=expires, **kwargs)
+        self.options = Options.from_mapping(app.conf.get(SETTING))
+        # Celery before 5.7 leaves it to the backend.
+        compression = getattr(self, "compression", None) or app.conf.get("result_compression")
+        self._codec = Codec(self.serializer, compression, self.accept)
+        self._store = store_of(app, self.url, self.options, self.expires)
+        self.result_consumer = ResultConsumer(self, app, self.accept, self._pending_results, self._pending_messages)
+        self._store.mailbox.join(self.result_consumer)
+        on_fork(self)
+
+    @property
+    def store(self) -> Store:
+        """What all backends of this process share."""
+        return self._store
+
+    def after_fork(self) -> None:
+        """Begin anew in a child: what the parent waits for is not the child's."""
+        for waiting in self._pending_results:
+            waiting.clear()
+        self._pending_messages.clear()
+        self._pending_messages.total = 0
+        self.result_consumer._after_fork()
+        self._store.mailbox.join(self.result_consumer)
+
+    def as_uri(self, include_password: bool = False) -> str:
+        """Return the URL, every password in it hidden unless it is asked for."""
+        return str(self.url) if include_password else masked(self.url)
+
+    def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
+        # A pickled result lies in caches and databases. The URL, which holds a password, goes with it only when it is
+        # not the one that the application has anyway.
+        own = {"url": None if self.url == self.app.conf.result_backend else self.url, "expires": self.expires}
+        return super().__reduce__(args, {**own, **(kwargs or {})})
+
+    # Sending
+
+    def on_task_call(self, producer: Any, task_id: str) -> dict[str, Any]:  # noqa: ARG002 - the broker's, not ours
+        """Make sure, before a task is sent, that its result can be pushed to this process.
+
+        Not in the tasks of a worker that must not wait for other tasks: the steps of a chain are sent from there, and
+        each child of a pool would have a thread, a connection and a queue that nobody asks. Where a task is allowed
+        to wait, results are read from the archive, or pushed if it sent them while it was allowed to.
+
+        RabbitMQ may be down: then the task is sent all the same, and its result is found in the archive.
+        """
+        if not task_join_will_block() and self._store.replies.start():
+            self._store.mailbox.sent(task_id)
+        return {}
+
+    # Writing
+
+    def _store_result(
+        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **_: Any
+    ) -> Any:
+        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
+        meta["task_id"] = task_id
+        record = self._codec.encode(task_id, RESULT, meta, status=state)
+        self._store.publisher.publish(record, _address(request))
+        return result
+
+    def _forget(self, task_id: str) -> None:
+        self._store.mailbox.take(task_id)
+        self._store.publisher.publish(Record.tombstone(task_id, RESULT))
+
+    def _save_group(self, group_id: str, result: Any) -> Any:
+        self._store.publisher.publish(self._codec.encode(group_id, GROUP, {"result": result.as_tuple()}))
+        return result
+
+    def _delete_group(self, group_id: str) -> None:
+        self._store.publisher.publish(Record.tombstone(group_id, GROUP))
+
+    def exception_safe_to_retry(self, exc: Exception) -> bool:
+        """Tell ``result_backend_always_retry`` which errors pass: a record that is stored twice changes nothing."""
+        return isinstance(exc, ResultStoreUnreachableError) or isinstance(exc.__cause__, ResultStoreUnreachableError)
+
+    # Reading
+
+    def meta_of(self, record: Record) -> Meta | None:
+        """Return the meta in a record, or None when it is refused; that is logged and counted."""
+        try:
+            meta = self._codec.decode(record)
+            if record.kind == RESULT:
+                try:
+                    return dict(self.meta_from_decoded(meta))
+                except Exception as exc:
+                    # What is said to be an exception is none: it could be made to call any function.
+                    raise RecordRefusedError("its exception is none") from exc
+        except RecordRefusedError as exc:
+            self._store.refusals.refuse(record, exc)
+            return None
+        return meta
+
+    def _get_task_meta_for(self, task_id: str) -> Meta:
+        return self._meta(task_id) or {"status": states.PENDING, "result": None}
+
+    def task_result_exists(self, task_id: str) -> bool:
+        """Tell whether anything is stored for a task."""
+        return self._meta(task_id) is not None
+
+    def _meta(self, task_id: str) -> Meta | None:
+        try:
+            record = self._store.archive.result(task_id)
+        except ResultStoreError as exc:
+            # The only error that worker_deduplicate_successful_tasks and the worker's main process expect here.
+            raise BackendGetMetaError(str(exc), task_id=task_id) from exc
+        return self.meta_of(record) if record is not None else None
+
+    def _restore_group(self, group_id: str) -> Meta | None:
+        record = self._store.archive.group(group_id)
+        meta = self.meta_of(record) if record is not None else None
+        return {**meta, "result": result_from_tuple(meta["result"], self.app)} if meta is not None else None
+
+    def get_many(
+        self,
+        task_ids: Iterable[str],
+        timeout: float | None = None,
+        interval: float | None = 0.5,
+        no_ack: bool = True,  # noqa: ARG002
+        on_message: Callable[[Meta], Any] | None = None,
+        on_interval: Callable[[], Any] | None = None,
+        max_iterations: int | None = None,
+        READY_STATES: frozenset[str] = states.READY_STATES,  # noqa: N803 - Celery passes it by this name
+    ) -> Iterator[tuple[str, Meta]]:
+        """Yield id and meta of each task as it becomes ready.
+
+        Args:
+            task_ids: the ids.
+            timeout: seconds; None waits for ever.
+            interval: seconds between looks.
+            no_ack: has no meaning here.
+            on_message: called with each meta.
+            on_interval: called after each look.
+            max_iterations: give up without an error after so many looks.
+            READY_STATES: what counts as ready.
+
+        Raises:
+            celery.exceptions.TimeoutError: not all were ready in time.
+        """
+        pause = 0.5 if interval is None else interval
+        deadline = None if timeout is None else time.monotonic() + timeout
+        missing = set(task_ids)
+        looks = 0
+        while missing:
+            for task_id, meta in self._ready_of(missing, READY_STATES):
+                missing.discard(task_id)
+                if on_message is not None:
+                    on_message(meta)
+                yield task_id, meta
+            looks += 1
+            if not missing or (max_iterations and looks >= max_iterations):
+                return
+            remaining = pause if deadline is None else deadline - time.monotonic()
+            if remaining <= 0:
+                raise CeleryTimeoutError(f"The operation timed out after {timeout} s.")
+            if on_interval is not None:
+                on_interval()
+            time.sleep(min(pause, remaining))
+
+    def _ready_of(self, task_ids: set[str], ready_states: frozenset[str]) -> Iterator[tuple[str, Meta]]:
+        unknown: list[str] = []
+        for task_id in list(task_ids):
+            try:
+                meta = self._cache[task_id]
+            except KeyError:
+                unknown.append(task_id)
+            else:
+                yield task_id, meta
+        if not unknown:
+            return
+        for task_id, record in self._store.archive.results(unknown).items():
+            found = self.meta_of(record)
+            if found is not None and found["status"] in ready_states:
+                if found["status"] == states.SUCCESS:
+                    self._cache[task_id] = found
+                yield task_id, found
+
+
+def _address(request: Any) -> str | None:
+    """Return the address of the client that waits for a request's result."""
+    address = getattr(request, "reply_to", None)
+    return address if isinstance(address, str) and 0 < len(address) <= _LONGEST_ADDRESS else None

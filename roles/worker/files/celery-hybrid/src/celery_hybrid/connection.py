@@ -1,0 +1,331 @@
+"""Connections to RabbitMQ: of this package alone, never those of Celery's broker.
+
+py-amqp is used directly, because each of its calls is synchronous here and needs a bound in time. Its connections
+are not thread-safe and do not survive a fork, so every one of them belongs to a :class:`Link`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import socket
+import ssl
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import amqp
+
+from celery_hybrid.errors import HybridError, ResultStoreError, ResultStoreUnreachableError, TopologyError
+from celery_hybrid.options import Options
+from celery_hybrid.urls import Server
+
+logger = logging.getLogger(__name__)
+
+HOW_TO_DECLARE = (
+    "Run the rabbitmq role of celeryops.hybrid against that host, or let a user who may configure the vhost set "
+    "result_backend_transport_options = {'declare': True}"
+)
+
+# Half a minute without an answer of the kernel at the other end is the end of a connection.
+_KEEPALIVE = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3, socket.TCP_NODELAY: 1}
+
+
+class Servers:
+    """The hosts of the result store: one, or several of a cluster, of which any will do.
+
+    Args:
+        servers: where and as whom.
+        options: timeouts and TLS.
+    """
+
+    def __init__(self, servers: list[Server], options: Options) -> None:
+        self._servers = servers
+        self._options = options
+        # Each process begins with another host, so that a cluster shares the load.
+        self._current = random.randrange(len(servers))  # noqa: S311 - spreads load, protects nothing
+
+    def connect(self, purpose: str, timeout: float | None = None) -> amqp.Connection:
+        """Return a new connection to the host that worked last, else to the next that answers.
+
+        Args:
+            purpose: shown in RabbitMQ's list of connections.
+            timeout: seconds for each host; ``connect_timeout`` when it is shorter.
+
+        Raises:
+            ResultStoreUnreachableError: no host answered.
+            ResultStoreError: a host refused the login or the vhost.
+        """
+        limit = self._options.connect_timeout
+        if timeout is not None:
+            limit = max(0.05, min(limit, timeout))
+        failures: list[str] = []
+        for _ in self._servers:
+            server = self._servers[self._current]
+            try:
+                with translated(f"RabbitMQ at {server}"):
+                    return self._connect(server, purpose, limit)
+            except ResultStoreUnreachableError as exc:
+                failures.append(str(exc))
+                self._current = (self._current + 1) % len(self._servers)
+        raise ResultStoreUnreachableError(" ".join(failures))
+
+    def _connect(self, server: Server, purpose: str, limit: float) -> amqp.Connection:
+        options = self._options
+        name = options.connection_name or f"celery-hybrid@{socket.gethostname()}:{os.getpid()}"
+        connection = amqp.Connection(
+            host=server.address,
+            userid=server.user,
+            password=server.password,
+            virtual_host=server.vhost,
+            login_method=options.login_method,
+            ssl=self._tls(server),
+            connect_timeout=limit,
+            heartbeat=options.heartbeat,
+            confirm_publish=True,
+            socket_settings=_KEEPALIVE,
+            client_properties={"connection_name": f"{name} {purpose}", "product": "celery-hybrid"},
+        )
+        connection.connect()
+        # The bound for every read and write that gives none of its own; it holds under gevent as well, where
+        # the kernel's SO_RCVTIMEO does not.
+        connection.transport.sock.settimeout(options.socket_timeout)
+        return connection
+
+    def _tls(self, server: Server) -> dict[str, Any] | bool:
+        if not server.tls:
+            return False
+        options = self._options
+        # With a server_hostname py-amqp checks the name in the certificate.
+        tls: dict[str, Any] = {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": server.host}
+        if options.ca_certs:
+            tls["ca_certs"] = options.ca_certs
+        if options.certfile:
+            tls |= {"certfile": options.certfile, "keyfile": options.keyfile}
+        return tls
+
+
+class Link:
+    """One connection that threads take turns in, opened when it is needed and again when it is lost.
+
+    Args:
+        servers: where to connect to.
+        purpose: shown in RabbitMQ's list of connections.
+        prepare: called with every new connection before it is used.
+    """
+
+    def __init__(
+        self, servers: Servers, purpose: str, prepare: Callable[[amqp.Connection], None] | None = None
+    ) -> None:
+        self._servers = servers
+        self._purpose = purpose
+        self._prepare = prepare
+        self._lock = threading.RLock()
+        self._connection: amqp.Connection | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection, as far as is known without asking."""
+        return self._connection is not None
+
+    @contextlib.contextmanager
+    def turn(self, timeout: float) -> Iterator[None]:
+        """Hold the connection alone.
+
+        Args:
+            timeout: seconds to wait for other threads.
+
+        Raises:
+            ResultStoreUnreachableError: others kept it for longer, which only happens when RabbitMQ does not answer.
+        """
+        if not self._lock.acquire(timeout=max(0.0, timeout)):
+            raise ResultStoreUnreachableError(
+                f"RabbitMQ does not answer: other threads have waited for it for more than {timeout:.1f} s."
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def connection(self, timeout: float | None = None) -> amqp.Connection:
+        """Return the connection, made if there is none; only within :meth:`turn`.
+
+        Args:
+            timeout: seconds for connecting to each host.
+        """
+        if self._connection is None:
+            connection = self._servers.connect(self._purpose, timeout)
+            try:
+                if self._prepare is not None:
+                    self._prepare(connection)
+            except BaseException:
+                discard(connection)
+                raise
+            self._connection = connection
+            HEARTBEATS.watch(self)
+        return self._connection
+
+    def drop(self) -> None:
+        """Forget the connection because it failed: what it would still deliver must not be taken for something else."""
+        connection, self._connection = self._connection, None
+        discard(connection)
+
+    def tick(self) -> None:
+        """Answer and send heartbeats of an idle connection, and notice that the other end has closed it."""
+        if self._connection is None or not self._lock.acquire(blocking=False):
+            return  # in use: whoever uses it finds out by itself
+        try:
+            if self._connection is not None:
+                with contextlib.suppress(TimeoutError):
+                    while True:
+                        self._connection.drain_events(timeout=0.001)
+                self._connection.heartbeat_tick()
+        except Exception as exc:
+            logger.debug("The idle connection %s is lost: %s", self._purpose, exc)
+            self.drop()
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """Say good-bye, without waiting for an answer: at the end of a process nothing may hang."""
+        if self._lock.acquire(timeout=0.2):
+            try:
+                connection, self._connection = self._connection, None
+                if connection is not None:
+                    farewell(connection)
+                    discard(connection)
+            finally:
+                self._lock.release()
+
+    def abandon(self) -> None:
+        """In a child: leave the parent's connection alone. The lock may be held by a thread that is not here."""
+        connection, self._connection = self._connection, None
+        discard(connection)
+
+
+class Heartbeats:
+    """A thread of the process that keeps idle connections alive."""
+
+    INTERVAL = 5.0
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._links: weakref.WeakSet[Link] = weakref.WeakSet()
+        self._thread: threading.Thread | None = None
+
+    def watch(self, link: Link) -> None:
+        """Keep a connection alive from now on."""
+        with self._lock:
+            self._links.add(link)
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name="celery-hybrid heartbeats", daemon=True)
+                self._thread.start()
+
+    def after_fork(self) -> None:
+        """In the child there is no such thread."""
+        self._reset()
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(self.INTERVAL)
+            with self._lock:
+                links = list(self._links)
+                if not links:
+                    self._thread = None
+                    return
+            for link in links:
+                link.tick()
+            del links
+
+
+HEARTBEATS = Heartbeats()
+
+
+def discard(connection: amqp.Connection | None) -> None:
+    """Let go of a connection without a word to the server.
+
+    Only the descriptor is closed. py-amqp's own ``collect()`` shuts the socket down, which would end the connection
+    of the parent as well when a fork has inherited it.
+    """
+    if connection is None:
+        return
+    with contextlib.suppress(Exception):
+        transport = connection._transport  # its property would connect again when there is none
+        sock, transport.sock, transport.connected = transport.sock, None, False
+        os.close(sock.detach())
+    with contextlib.suppress(Exception):
+        connection.collect()
+
+
+def watch_returns(channel: amqp.Channel) -> list[str]:
+    """Return a list to which the routing key of each message is added that comes back because no queue took it.
+
+    Without such a handler py-amqp raises out of the wait for the confirm, which is then taken for the next message's.
+    """
+    returned: list[str] = []
+
+    def on_return(exc: Exception, exchange: str, routing_key: str, message: amqp.Message) -> None:  # noqa: ARG001
+        returned.append(routing_key)
+
+    channel.events["basic_return"].add(on_return)
+    return returned
+
+
+def farewell(connection: amqp.Connection) -> None:
+    """Tell the server that the connection ends on purpose, so that its log does not call it lost."""
+    with contextlib.suppress(Exception):
+        connection._transport.sock.settimeout(0.2)
+        connection.send_method(amqp.spec.Connection.Close, "BsBB", (200, "good-bye", 0, 0))
+
+
+@contextlib.contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Turn the errors of py-amqp into those of this package, in words that name the place and the remedy.
+
+    Args:
+        doing: what was tried, or where.
+    """
+    try:
+        yield
+    except HybridError:
+        raise
+    except amqp.exceptions.NotFound as exc:
+        reason = str(exc.reply_text or exc)
+        if "vhost" in reason:
+            raise ResultStoreError(f"{doing}: {reason}. Correct the vhost in result_backend, or create it.") from exc
+        raise TopologyError(f"{doing}: {reason}. {HOW_TO_DECLARE}.") from exc
+    except (amqp.exceptions.AccessRefused, amqp.exceptions.NotAllowed) as exc:
+        reason = str(exc.reply_text or "the login was refused")
+        raise ResultStoreError(
+            f"{doing}: {reason}. Check user, password and vhost in result_backend, and the user's rights in the vhost."
+        ) from exc
+    except amqp.exceptions.PreconditionFailed as exc:
+        raise TopologyError(
+            f"{doing}: {exc.reply_text}. An object of that name exists with other arguments; RabbitMQ cannot change "
+            "them, so it has to be deleted first."
+        ) from exc
+    except ssl.SSLCertVerificationError as exc:
+        raise ResultStoreError(
+            f"{doing}: its certificate is not accepted: {exc.verify_message}. Check the host in result_backend, and "
+            "ca_certs, which names the authority that signed it."
+        ) from exc
+    except ssl.SSLError as exc:
+        raise ResultStoreUnreachableError(f"{doing}: TLS failed: {exc.reason or exc}.") from exc
+    except TimeoutError as exc:
+        raise ResultStoreUnreachableError(
+            f"{doing}: no answer in time. RabbitMQ may be down or out of reach, or it blocks publishers because its "
+            "memory or disk alarm is on."
+        ) from exc
+    except (amqp.exceptions.AMQPError, OSError) as exc:
+        reason = getattr(exc, "reply_text", None) or str(exc) or type(exc).__name__
+        raise ResultStoreUnreachableError(f"{doing}: {reason}.") from exc
+    except (AttributeError, KeyError, TypeError) as exc:
+        # py-amqp stumbles over its own state when a connection ends in the middle of a call.
+        raise ResultStoreUnreachableError(f"{doing}: the connection was lost.") from exc

@@ -1,0 +1,99 @@
+"""Between the meta that Celery knows and the bytes of a record; strict about what it takes in."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Collection
+from typing import Any
+
+from kombu.compression import compress, decompress
+from kombu.serialization import dumps, loads
+
+from celery_hybrid.errors import RecordRefusedError
+from celery_hybrid.records import GROUP, RESULT, Record
+
+logger = logging.getLogger(__name__)
+
+Meta = dict[str, Any]
+
+
+class Codec:
+    """Encodes with the configured serializer, decodes only content types that are accepted.
+
+    Args:
+        serializer: ``result_serializer``.
+        compression: ``result_compression``, None for none.
+        accept: content types that may be decoded.
+    """
+
+    def __init__(self, serializer: str, compression: str | None, accept: Collection[str] | None) -> None:
+        self._serializer = serializer
+        self._compression = compression
+        self._accept = accept
+
+    def encode(self, record_id: str, kind: str, meta: Meta, status: str = "") -> Record:
+        """Return the record of a meta."""
+        content_type, content_encoding, body = dumps(meta, serializer=self._serializer)
+        if isinstance(body, str):
+            body = body.encode("utf-8")
+        compression = ""
+        if self._compression:
+            body, compression = compress(body, self._compression)
+        return Record(
+            record_id,
+            kind,
+            subject=kind,
+            status=status,
+            body=body,
+            content_type=content_type,
+            content_encoding=content_encoding,
+            compression=compression,
+        )
+
+    def decode(self, record: Record) -> Meta:
+        """Return the meta of a record.
+
+        Raises:
+            RecordRefusedError: its content type is not accepted, it cannot be decoded, or it is not what Celery stores.
+        """
+        if self._accept is not None and record.content_type not in self._accept:
+            raise RecordRefusedError(f"its content type {record.content_type!r} is not in result_accept_content")
+        try:
+            body = decompress(record.body, record.compression) if record.compression else record.body
+            meta = loads(body, record.content_type, record.content_encoding, accept=self._accept)
+        except Exception as exc:
+            raise RecordRefusedError(f"it cannot be decoded: {type(exc).__name__}") from exc
+        if not isinstance(meta, dict) or "result" not in meta or (record.kind == RESULT and "status" not in meta):
+            raise RecordRefusedError("it is not what Celery stores")
+        if record.kind == RESULT and meta["status"] != record.status:
+            raise RecordRefusedError("its header and its body have different states")
+        return meta
+
+
+class Refusals:
+    """Counts the records that were refused, and says each once.
+
+    A record is looked at again and again while somebody waits for it, so it is remembered for a while.
+    """
+
+    REMEMBERED = 1000
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: dict[tuple[str, str, int], None] = {}
+        self.counts: Counter[str] = Counter()
+
+    def refuse(self, record: Record, reason: RecordRefusedError) -> None:
+        """Take notice of a refused record."""
+        key = (*record.key, record.timestamp)
+        with self._lock:
+            if key in self._seen:
+                return
+            self._seen[key] = None
+            if len(self._seen) > self.REMEMBERED:
+                del self._seen[next(iter(self._seen))]
+            self.counts[record.content_type] += 1
+        what = "group" if record.kind == GROUP else "task"
+        logger.error("The stored result of %s %s is refused and treated as absent: %s.", what, record.id, reason)

@@ -1,0 +1,46 @@
+"""Names on the wire.
+
+They are fixed, so that every version of this package, the ``rabbitmq`` role and a person with
+``rabbitmqctl`` agree on where a result is.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+RESULTS_EXCHANGE = "celery.results"
+"""Direct exchange that every record is published to."""
+
+ARCHIVE_PREFIX = "celery.results."
+"""An archive stream is named by this and its partition's number, and bound with its own name."""
+
+REPLY_PREFIX = "celery.reply."
+"""A reply queue is named by this and the reply address of its client process, and bound with its own name."""
+
+DEAD_LETTER_EXCHANGE = "celery.dlx"
+DEAD_LETTER_QUEUE = "celery.dead_letters"
+
+SEGMENT_BYTES = 16_000_000
+"""Size of a stream's segment. Retention drops whole segments, so it bounds what outlives its expiry."""
+
+
+def partition_of(record_id: str, partitions: int) -> int:
+    """Return the partition that holds the records of a task or group.
+
+    Computed here and not by a consistent-hash exchange, whose placement a reader cannot reproduce.
+
+    Args:
+        record_id: id of the task or group.
+        partitions: number of archive streams.
+    """
+    return zlib.crc32(record_id.encode()) % partitions
+
+
+def archive_stream(partition: int) -> str:
+    """Return the name, and routing key, of a partition's stream."""
+    return f"{ARCHIVE_PREFIX}{partition}"
+
+
+def reply_queue(reply_to: str) -> str:
+    """Return the name, and routing key, of a client process's reply queue."""
+    return f"{REPLY_PREFIX}{reply_to}"

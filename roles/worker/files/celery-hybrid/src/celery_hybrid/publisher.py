@@ -1,0 +1,96 @@
+"""Publishing records: each is confirmed by RabbitMQ before the call returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import amqp
+
+from celery_hybrid.connection import Link, Servers, translated, watch_returns
+from celery_hybrid.errors import ResultStoreUnreachableError, TopologyError
+from celery_hybrid.names import RESULTS_EXCHANGE, archive_stream, partition_of
+from celery_hybrid.options import Options
+from celery_hybrid.records import Record
+
+
+class Publisher:
+    """Publishes over one connection, which the threads of the process share.
+
+    Args:
+        servers: where.
+        options: timeouts and the number of partitions.
+        prepare: checks the topology on every new connection.
+    """
+
+    def __init__(self, servers: Servers, options: Options, prepare: Callable[[amqp.Connection], None]) -> None:
+        self._options = options
+        self._link = Link(servers, "publisher", self._prepared)
+        self._prepare = prepare
+        self._channel: amqp.Channel | None = None
+        self._returned: list[str] = []
+
+    def publish(self, record: Record, reply_to: str | None = None) -> None:
+        """Publish a record, and return when it is confirmed.
+
+        An idle connection may be dead without our knowing, so a failure on an old one is tried once more on a fresh
+        one. The first attempt may have arrived all the same: a record that is there twice changes nothing.
+
+        Args:
+            record: the record.
+            reply_to: address of the client that waits for it.
+
+        Raises:
+            ResultStoreUnreachableError: it was not confirmed in time; whether it arrived is not known.
+            ResultStoreError: RabbitMQ refused it.
+        """
+        message = record.to_message(reply_to)
+        routing_key = archive_stream(partition_of(record.id, self._options.partitions))
+        patience = 2 * (self._options.connect_timeout + self._options.confirm_timeout)
+        with self._link.turn(patience):
+            fresh = not self._link.connected
+            try:
+                self._publish(message, routing_key)
+            except ResultStoreUnreachableError:
+                if fresh:
+                    raise
+                self._publish(message, routing_key)
+
+    def _publish(self, message: amqp.Message, routing_key: str) -> None:
+        try:
+            with translated("storing a result"):
+                self._link.connection()
+                assert self._channel is not None  # noqa: S101 - made by _prepared
+                self._returned.clear()
+                self._channel.basic_publish(
+                    message,
+                    RESULTS_EXCHANGE,
+                    routing_key,
+                    mandatory=True,
+                    confirm_timeout=self._options.confirm_timeout,
+                )
+        except BaseException:
+            # py-amqp takes any confirm for that of the message it waits for, so one that comes late would confirm
+            # another message.
+            self._link.drop()
+            raise
+        if self._returned:
+            self._link.drop()
+            raise TopologyError(
+                f"storing a result: RabbitMQ has nothing bound to the exchange {RESULTS_EXCHANGE} with the key "
+                f"{routing_key}. Run the rabbitmq role of celeryops.hybrid against it; it repairs what is missing."
+            )
+
+    def _prepared(self, connection: amqp.Connection) -> None:
+        # On every new connection, not only the first: RabbitMQ may have come back without its streams.
+        self._prepare(connection)
+        channel = connection.channel()
+        self._returned = watch_returns(channel)
+        self._channel = channel
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._link.close()
+
+    def abandon(self) -> None:
+        """In a child: leave the parent's connection alone."""
+        self._link.abandon()

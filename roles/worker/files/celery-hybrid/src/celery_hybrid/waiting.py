@@ -1,0 +1,238 @@
+"""How ``get()`` waits: woken by a push, and looking into the archive now and then."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from celery.backends.asynchronous import BaseResultConsumer, Drainer
+from kombu.utils.compat import detect_environment
+
+from celery_hybrid.errors import ResultStoreUnreachableError
+from celery_hybrid.records import Record
+
+if TYPE_CHECKING:
+    from celery_hybrid.backend import AMQPBackend
+
+logger = logging.getLogger(__name__)
+
+#: Pauses between looks when nothing will be pushed, as in a worker's pool: from the first to poll_interval.
+_UNPUSHED_FIRST = 0.05
+
+#: Seconds that a look may take although the timeout is over, so that get(timeout=0) finds what is there.
+_SHORTEST_LOOK = 0.2
+
+
+class Lookout:
+    """When to look into the archive while waiting.
+
+    A result can be missing on the push path: the task was published by a worker, so it carries the worker's
+    address (``Task.replace``, subtasks), or the queue was away. So the archive is asked as well, at first after
+    ``first`` seconds, then less and less often.
+
+    Args:
+        first: seconds until the first look.
+        pause: seconds until the second; it doubles.
+        longest: the longest pause.
+    """
+
+    def __init__(self, first: float, pause: float, longest: float) -> None:
+        self._pause = pause
+        self._longest = longest
+        self.due_at = time.monotonic() + first
+
+    def due(self) -> bool:
+        """Tell whether it is time to look."""
+        return time.monotonic() >= self.due_at
+
+    def looked(self) -> None:
+        """Plan the next look."""
+        self.due_at = time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, self._longest)
+
+
+class ResultConsumer(BaseResultConsumer):
+    """Collects results for the waiters of one backend, which is those of one thread.
+
+    Several threads may wait for results of the same backend. Whoever takes a record hands it over, also when it is
+    another's, and wakes all others to look whether it was theirs.
+    """
+
+    backend: AMQPBackend
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Celery's drainers for gevent and eventlet keep a greenlet for each backend, thus for each greenlet that ever
+        # asked for one, and it never ends. Waiting on a patched condition needs none.
+        self.drainer = Drainer(self)
+        # Nobody drains for callbacks of then() in between; where threads are greenlets the receiver does it.
+        self._cooperative = detect_environment() != "default"
+        self._wanted: set[str] = set()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._wanted.clear()
+        self._inbox: deque[Record] = deque()
+        self._changed = threading.Condition()
+        self._handed_over = 0
+
+    # What Celery calls.
+
+    def start(self, initial_task_id: str, **kwargs: Any) -> None:
+        """Nothing to do: the receiving thread belongs to the process."""
+
+    def stop(self) -> None:
+        """Nothing to do: the receiving thread belongs to the process."""
+
+    def on_after_fork(self) -> None:
+        """Begin anew in a child."""
+        self._reset()
+
+    def consume_from(self, task_id: str) -> None:
+        """Wait for a task from now on."""
+        # In this order, see Mailbox.deliver.
+        self._wanted.add(task_id)
+        early = self.backend.store.mailbox.take(task_id)
+        if early is not None:
+            self.deliver(early)
+
+    def cancel_for(self, task_id: str) -> None:
+        """Wait for a task no longer. Called by the garbage collector as well, so it takes no lock."""
+        self._wanted.discard(task_id)
+
+    # What the receiving thread calls.
+
+    def wants(self, task_id: str) -> bool:
+        """Tell whether somebody waits for this task."""
+        return task_id in self._wanted
+
+    def deliver(self, record: Record) -> None:
+        """Take a record, and wake those who wait."""
+        with self._changed:
+            self._inbox.append(record)
+            self._changed.notify_all()
+        if self._cooperative and threading.current_thread().name == "celery-hybrid replies":
+            try:
+                self._hand_over_next()
+            except Exception:
+                logger.exception("A callback of a result failed.")
+
+    # Waiting.
+
+    def drain_events(self, timeout: float | None = None) -> None:
+        """Hand over one record.
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            TimeoutError: nothing came.
+        """
+        with self._changed:
+            before = self._handed_over
+            self._changed.wait_for(lambda: self._inbox or self._handed_over != before, timeout)
+            nothing = not self._inbox and self._handed_over == before
+        if nothing:
+            raise TimeoutError
+        self._hand_over_next()
+
+    def drain_events_until(
+        self, p: Any, timeout: float | None = None, on_interval: Callable[[], Any] | None = None
+    ) -> Iterator[None]:
+        """Wait until a promise is kept, looking into the archive now and then.
+
+        Args:
+            p: ``on_ready`` of the result.
+            timeout: seconds; None waits for ever.
+            on_interval: called after each step, at least once a second.
+
+        Raises:
+            TimeoutError: it took longer.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        store = self.backend.store
+        generation = store.replies.generation
+        lookout = self._lookout(timeout)
+        while not p.ready:
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if remaining is not None and remaining <= 0 and not lookout.due():
+                raise TimeoutError
+            if generation != store.replies.generation:
+                # Something may have been pushed while we were away.
+                generation = store.replies.generation
+                lookout = self._lookout(timeout, first=0.0)
+            if lookout.due() and not self._inbox:
+                self._look(remaining)
+                lookout.looked()
+                if p.ready:
+                    return
+            pause = max(0.0, min(1.0, lookout.due_at - time.monotonic()))
+            if deadline is not None:
+                pause = max(0.0, min(pause, deadline - time.monotonic()))
+            with contextlib.suppress(TimeoutError):
+                self.drain_events(timeout=pause)
+            yield
+            if on_interval:
+                on_interval()
+
+    def _lookout(self, timeout: float | None, first: float | None = None) -> Lookout:
+        options, store = self.backend.options, self.backend.store
+        if not store.replies.listening or not all(store.mailbox.expects(task_id) for task_id in list(self._wanted)):
+            # Sent by somebody else, or pushed already: it may well be there.
+            first = 0.0
+        pushed = store.replies.listening
+        if first is None:
+            # Within a short wait too: a replaced task is only found there.
+            first = options.poll_interval if timeout is None else min(options.poll_interval, timeout / 2)
+        pause = options.poll_interval if pushed else min(_UNPUSHED_FIRST, options.poll_interval)
+        return Lookout(first, pause, options.poll_interval_max if pushed else options.poll_interval)
+
+    def _look(self, remaining: float | None) -> None:
+        """Look for everything that is waited for."""
+        wanted = list(self._wanted)
+        if not wanted:
+            return
+        try:
+            # Threads that wait for different tasks share the reading: half a second is new enough.
+            found = self.backend.store.archive.results(
+                wanted,
+                max_age=min(0.5, self.backend.options.poll_interval / 2),
+                timeout=None if remaining is None else max(_SHORTEST_LOOK, remaining),
+            )
+        except ResultStoreUnreachableError as exc:
+            # It may come back in time; the receiver has said so already if it was listening.
+            logger.debug("Waiting for %d results goes on: %s", len(wanted), exc)
+            return
+        for record in found.values():
+            if record.ready:
+                self._hand_over(record)
+        if found:
+            self._announce()
+
+    def _hand_over_next(self) -> None:
+        try:
+            record = self._inbox.popleft()
+        except IndexError:
+            return  # another thread was faster
+        try:
+            self._hand_over(record)
+        finally:
+            self._announce()
+
+    def _announce(self) -> None:
+        with self._changed:
+            self._handed_over += 1
+            self._changed.notify_all()
+
+    def _hand_over(self, record: Record) -> None:
+        # Delivered twice, by push and from the archive, or no longer waited for: Celery would keep it for ever.
+        if record.id not in self._wanted:
+            return
+        meta = self.backend.meta_of(record)
+        if meta is not None:
+            self.on_state_change({**meta, "task_id": record.id}, None)
