@@ -179,8 +179,9 @@ def login_results(app: Any, url: str) -> str:
         try:
             connection.connect()
         except Exception as exc:
+            reason = str(exc).strip().rstrip(".")
             problems.append(
-                f"cannot log in to RabbitMQ: {type(exc).__name__}: {str(exc).strip()}. Correct worker_rabbitmq_user, "
+                f"cannot log in to RabbitMQ: {type(exc).__name__}: {reason}. Correct worker_rabbitmq_user, "
                 "rabbitmq_worker_password and worker_rabbitmq_vhost (or worker_result_backend), or run the role rabbitmq, which sets them."
             )
         else:
