@@ -310,8 +310,9 @@ APPLICATION = "from celery import Celery\napp = Celery('x', set_as_current=False
 
 
 def test_an_application_that_leaves_the_file_alone(configuration):
-    found = verdicts(configuration(APPLICATION))
+    found = verdicts(configuration(APPLICATION + "@app.task\ndef one(): pass\n"))
     assert found["settings.application"].ok
+    assert found["settings.application"].actual == "x, 1 tasks of its own"
 
 
 def test_an_application_that_overrides_the_file(configuration):
@@ -321,12 +322,17 @@ def test_an_application_that_overrides_the_file(configuration):
     assert not found["settings.task_serializer"].ok, "what counts is what the application does"
 
 
+# Its tasks are imported only when a worker starts.
+APPLICATION_PLUS = APPLICATION + "app.conf.imports = ['no_tasks_here']\n"
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [
         ("import nothing_of_this_name", "No module named 'nothing_of_this_name'"),
         ("raise SystemExit(3)", "SystemExit: 3"),
         ("x = 1", "AttributeError"),
+        (APPLICATION_PLUS, "No module named 'no_tasks_here'"),
     ],
 )
 def test_an_application_that_does_not_load(configuration, code, message):

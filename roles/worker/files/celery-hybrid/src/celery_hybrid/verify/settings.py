@@ -143,6 +143,8 @@ class Settings:
         try:
             app = find_app(self._name)
             app.finalize(auto=True)
+            # As a worker does; only now are imports and include read.
+            app.loader.import_default_modules()
             own = censored(app)
         except BaseException as exc:  # an application's module may even call sys.exit()
             raise Failed(
@@ -159,7 +161,7 @@ class Settings:
             ]
             if other:
                 raise Failed("; ".join(other))
-        return f"{app.main or self._name}, {len(app.tasks)} tasks"
+        return f"{app.main or self._name}, {sum(not name.startswith('celery.') for name in app.tasks)} tasks of its own"
 
     def _equal(self, name: str, wanted: Any) -> str:
         value = self._visibility_timeout() if name == "visibility_timeout" else value_of(self._table, name)
