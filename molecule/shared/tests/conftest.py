@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[3]
-STATE = ROOT / ".cache" / "hosts"
-INVENTORY = ROOT / "molecule" / "inventory" / f"{os.environ.get('MOLECULE_SCENARIO_NAME', 'stack_on_debian12')}.yml"
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = 30) -> Any:
-    """Return the first true value of the condition; after a boot, services need a moment."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    return value
+import yaml
+from stack import INVENTORY, ROOT, STATE
 
 
 @pytest.fixture(scope="session")
@@ -46,14 +35,14 @@ def root_shell() -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture
 def address(host: Any) -> str:
     """The address of the host under test."""
-    return str(host.backend.host.name)
+    name = host.backend.get_pytest_id().rpartition("://")[2]
+    groups = yaml.safe_load(INVENTORY.read_text())["all"]["children"].values()
+    return str(next(group["hosts"][name]["ansible_host"] for group in groups if name in group["hosts"]))
 
 
 @pytest.fixture(scope="session")
 def addresses() -> dict[str, str]:
     """The address of the first host of each group."""
-    import yaml
-
     groups = yaml.safe_load(INVENTORY.read_text())["all"]["children"]
     return {name: next(iter(group["hosts"].values()))["ansible_host"] for name, group in groups.items()}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 import pytest
-from conftest import wait_until
+from stack import wait_until
 
 testinfra_hosts = ["ansible://redis"]
 

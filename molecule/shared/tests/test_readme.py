@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from conftest import ROOT
+from stack import ROOT
 
 testinfra_hosts = ["ansible://redis"]
 SECRETS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import wait_until
+from stack import wait_until
 
 testinfra_hosts = ["ansible://rabbitmq"]
 STREAMS = [f"celery.results.{n}" for n in range(16)]

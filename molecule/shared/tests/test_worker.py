@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import wait_until
+from stack import wait_until
 
 testinfra_hosts = ["ansible://worker"]
 UNITS = ["celery-worker@default", "celery-worker@slow", "celery-beat"]
