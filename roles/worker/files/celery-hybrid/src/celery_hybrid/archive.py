@@ -12,6 +12,7 @@ delivered in one go, as far as the prefetch count allows.
 from __future__ import annotations
 
 import datetime
+import itertools
 import time
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
@@ -36,6 +37,8 @@ _CLOCK_MARGIN = 600.0
 _EMPTY = 0.3
 _CLAMPED = 2.0
 
+_serial = itertools.count(1)
+
 
 class Reader:
     """One consumer on a stream; its deliveries are collected while the connection is drained.
@@ -53,11 +56,22 @@ class Reader:
         arguments: dict[str, Any] = {"x-stream-offset": start}
         if only:
             arguments["x-stream-filter"] = list(only)
-        self._tag = channel.basic_consume(stream, callback=self._arrived.append, arguments=arguments)
+        # RabbitMQ 3.10 can deliver before it says consume-ok, when an earlier consumer of the channel on this stream
+        # has left an event behind; py-amqp would reject such a delivery. So tag and callback are known beforehand.
+        self._tag = f"reader-{next(_serial)}"
+        channel.callbacks[self._tag] = self._arrived.append
+        channel.basic_consume(stream, consumer_tag=self._tag, callback=self._arrived.append, arguments=arguments)
 
-    def wait(self, deadline: float) -> None:
-        """Wait until something has arrived, or the deadline is over."""
-        while not self._arrived:
+    def wait(self, deadline: float, count: int = 1, end: int | None = None) -> None:
+        """Wait until something has arrived.
+
+        Args:
+            deadline: by the monotonic clock.
+            count: how much is enough.
+            end: the record with this offset is enough as well.
+        """
+        arrived = self._arrived
+        while len(arrived) < count and not (end is not None and arrived and _offset(arrived[-1]) >= end):
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return
@@ -85,6 +99,10 @@ class Reader:
         """End the consumer; return what arrived until RabbitMQ said so."""
         self._channel.basic_cancel(self._tag)
         return self.take()
+
+
+def _offset(message: amqp.Message) -> int:
+    return int(message.properties["application_headers"]["x-stream-offset"])
 
 
 class Partition:
@@ -202,7 +220,7 @@ class Archive:
             for last in (not self._link.connected, True):
                 try:
                     with translated("reading results"):
-                        return work()
+                        work()
                 except ResultStoreUnreachableError:
                     self._link.drop()
                     if last or time.monotonic() >= deadline:
@@ -210,6 +228,8 @@ class Archive:
                 except BaseException:
                     self._link.drop()
                     raise
+                else:
+                    return
 
     def _prepared(self, connection: amqp.Connection) -> None:
         self._prepare(connection)
@@ -320,7 +340,8 @@ class Archive:
                 reader = Reader(channel, partition.stream, "first", only)
         offset = -1
         while offset < end:
-            reader.wait(deadline)
+            # Acknowledged in batches, but soon enough that RabbitMQ never runs out of credit.
+            reader.wait(deadline, PREFETCH // 4, end)
             records = reader.take()
             if not records:
                 raise ResultStoreUnreachableError(

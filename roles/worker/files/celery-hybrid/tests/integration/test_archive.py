@@ -1,0 +1,284 @@
+"""The archive itself: durability, consistency, bounds, strictness."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+
+import amqp
+import pytest
+from celery import states
+from celery_hybrid import topology, urls
+from celery_hybrid.connection import Servers
+from celery_hybrid.names import partition_of
+from celery_hybrid.options import Options
+from celery_hybrid.records import RESULT, Record
+
+pytestmark = pytest.mark.integration
+
+
+def new_id():
+    return str(uuid.uuid4())
+
+
+def ids_of_partition(partition, count, partitions):
+    found = []
+    while len(found) < count:
+        candidate = new_id()
+        if partition_of(candidate, partitions) == partition:
+            found.append(candidate)
+    return found
+
+
+@pytest.fixture
+def partitions(app):
+    return app.backend.options.partitions
+
+
+@pytest.fixture
+def connect(results_url):
+    connections = []
+
+    def made():
+        servers, _ = urls.parse(results_url)
+        connections.append(Servers(servers, Options()).connect("test"))
+        return connections[-1]
+
+    yield made
+    for connection in connections:
+        connection.close()
+
+
+@pytest.mark.timeout(300)
+def test_read_your_writes_while_others_write(make_app):
+    """What is confirmed is seen by a reader that looks afterwards, at once."""
+    writer, reader = make_app().backend, make_app(result_cache_max=-1).backend
+    stop = threading.Event()
+
+    def noise():
+        backend = make_app().backend
+        while not stop.is_set():
+            backend.store_result(new_id(), "x" * 200, states.SUCCESS)
+            time.sleep(0.002)
+
+    threads = [threading.Thread(target=noise) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(300):
+            task_id = new_id()
+            writer.store_result(task_id, number, states.SUCCESS)
+            assert reader.get_result(task_id) == number
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_chunks_that_are_larger_than_the_prefetch(app, connect, partitions):
+    """Without confirms RabbitMQ puts thousands of messages into one chunk."""
+    partition = 3 % partitions
+    ids = ids_of_partition(partition, 4000, partitions)
+    reader = app.backend
+    assert reader.get_state(ids[0]) == states.PENDING
+    connection = connect()
+    # The unconfirmed publish that Channel.basic_publish is replaced by when confirms are on.
+    channel = connection.channel()
+    for task_id in ids:
+        record = reader._codec.encode(task_id, RESULT, {"status": "SUCCESS", "result": task_id}, "SUCCESS")
+        channel._basic_publish(record.to_message(), "celery.results", topology.archive_stream(partition))
+    reader.store_result(last := ids_of_partition(partition, 1, partitions)[0], 1, states.SUCCESS)
+    assert reader.get_result(last) == 1
+    found = reader.store.archive.results(ids)
+    assert set(found) == set(ids)
+
+
+def test_a_fresh_reader_finds_everything(app, make_app):
+    ids = [new_id() for _ in range(200)]
+    for number, task_id in enumerate(ids):
+        app.backend.store_result(task_id, number, states.SUCCESS)
+    reader = make_app().backend
+    assert [reader.get_result(task_id) for task_id in ids] == list(range(200))
+
+
+def test_the_first_success_wins(app, make_app):
+    task_id = new_id()
+    for result, state in [(None, "STARTED"), (1, "SUCCESS"), (2, "SUCCESS"), (None, "STARTED")]:
+        app.backend.store_result(task_id, result, state)
+    assert make_app().backend.get_task_meta(task_id)["result"] == 1
+
+
+def test_a_success_overrides_a_failure(app):
+    task_id = new_id()
+    app.backend.store_result(task_id, ValueError("x"), "FAILURE")
+    assert app.AsyncResult(task_id).failed()
+    app.backend.store_result(task_id, 1, "SUCCESS")
+    assert app.AsyncResult(task_id).result == 1
+
+
+def test_the_index_is_bounded_and_what_it_forgot_is_read_again(make_app, app):
+    options = {**app.conf.result_backend_transport_options, "index_bytes": 64 * 1024}
+    small = make_app()
+    small.conf.result_backend_transport_options = options
+    small.conf.result_cache_max = -1
+    backend = small.backend
+    ids = [new_id() for _ in range(150)]
+    for number, task_id in enumerate(ids):
+        app.backend.store_result(task_id, [number, "x" * 1000], states.SUCCESS)
+    assert set(backend.store.archive.results(ids[50:])) == set(ids[50:])
+    for number, task_id in enumerate(ids[:20]):
+        assert backend.get_result(task_id)[0] == number
+        assert backend.store.archive.index.size <= 64 * 1024
+    # Later records of what was forgotten do not hide the first success.
+    app.backend.store_result(ids[0], None, "STARTED")
+    assert backend.get_state(ids[0]) == states.SUCCESS
+    app.backend.forget(ids[1])
+    assert backend.get_state(ids[1]) == states.PENDING
+    assert backend.get_state(new_id()) == states.PENDING
+
+
+def test_many_readings_of_what_was_forgotten_do_not_hang(make_app, app):
+    small = make_app(result_cache_max=-1)
+    small.conf.result_backend_transport_options = {
+        **app.conf.result_backend_transport_options,
+        "index_bytes": 64 * 1024,
+    }
+    ids = [new_id() for _ in range(60)]
+    for task_id in ids:
+        app.backend.store_result(task_id, "x" * 2000, states.SUCCESS)
+    found = small.backend.store.archive.results(ids)
+    assert set(found) == set(ids)
+
+
+def test_expired_results_are_invisible(make_app):
+    app = make_app(result_expires=2, result_cache_max=-1)
+    task_id = new_id()
+    app.backend.store_result(task_id, 1, states.SUCCESS)
+    assert app.AsyncResult(task_id).state == states.SUCCESS
+    time.sleep(3.5)
+    assert app.AsyncResult(task_id).state == states.PENDING
+    fresh = make_app(result_expires=2)
+    assert fresh.AsyncResult(task_id).state == states.PENDING
+    assert make_app(result_expires=3600).AsyncResult(task_id).state == states.SUCCESS
+
+
+def test_a_stream_in_which_everything_is_expired(app, make_app):
+    """Its last chunk lies before the time at which reading begins."""
+    import celery_hybrid.archive as module
+
+    task_id = new_id()
+    app.backend.store_result(task_id, 1, states.SUCCESS)
+    time.sleep(2)
+    old, module._CLOCK_MARGIN = module._CLOCK_MARGIN, 0.0
+    try:
+        begun = time.monotonic()
+        assert make_app(result_expires=1).AsyncResult(task_id).state == states.PENDING
+        assert time.monotonic() - begun < 10
+    finally:
+        module._CLOCK_MARGIN = old
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_wrong_content_type_is_refused(app, make_app, caplog, fresh):
+    task_id = new_id()
+    if not fresh:
+        assert app.AsyncResult(task_id).state == states.PENDING
+    import pickle
+
+    body = pickle.dumps({"status": "SUCCESS", "result": 1, "task_id": task_id})
+    app.backend.store.publisher.publish(
+        Record(task_id, RESULT, status="SUCCESS", body=body, content_type="application/x-python-serialize")
+    )
+    with caplog.at_level(logging.ERROR):
+        assert app.AsyncResult(task_id).state == states.PENDING
+        assert app.AsyncResult(task_id).state == states.PENDING
+    said = [record.getMessage() for record in caplog.records if task_id in record.getMessage()]
+    assert len(said) == 1
+    assert "application/x-python-serialize" in said[0]
+    assert app.backend.store.refusals.counts["application/x-python-serialize"] == 1
+    trusting = make_app(result_accept_content=["pickle", "json"])
+    assert trusting.AsyncResult(task_id).result == 1
+
+
+def test_what_cannot_be_decoded_is_refused(app, caplog):
+    task_id = new_id()
+    app.backend.store.publisher.publish(
+        Record(task_id, RESULT, status="SUCCESS", body=b"{", content_type="application/json", content_encoding="utf-8")
+    )
+    with caplog.at_level(logging.ERROR):
+        assert app.AsyncResult(task_id).state == states.PENDING
+    assert task_id in caplog.text
+
+
+def test_something_that_is_no_exception_is_not_called(app, caplog):
+    task_id = new_id()
+    meta = {"status": "FAILURE", "result": {"exc_module": "os", "exc_type": "system", "exc_message": "true"}}
+    app.backend.store.publisher.publish(app.backend._codec.encode(task_id, RESULT, meta, "FAILURE"))
+    with caplog.at_level(logging.ERROR):
+        assert app.AsyncResult(task_id).state == states.PENDING
+    assert task_id in caplog.text
+
+
+def test_compressed_results_are_read_by_anybody(make_app, app):
+    task_id = new_id()
+    make_app(result_compression="gzip").backend.store_result(task_id, "x" * 10_000, states.SUCCESS)
+    assert app.AsyncResult(task_id).result == "x" * 10_000
+    assert len(app.backend.store.archive.result(task_id).body) < 1000
+
+
+def test_large_results(app, make_app):
+    task_id = new_id()
+    app.backend.store_result(task_id, "x" * 3_000_000, states.SUCCESS)
+    assert len(make_app().AsyncResult(task_id).result) == 3_000_000
+
+
+def test_many_threads_store_through_one_connection(app, make_app):
+    ids = [[new_id() for _ in range(50)] for _ in range(8)]
+
+    def store(mine):
+        for task_id in mine:
+            app.backend.store_result(task_id, task_id, states.SUCCESS)
+
+    threads = [threading.Thread(target=store, args=(mine,)) for mine in ids]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    everything = [task_id for mine in ids for task_id in mine]
+    found = make_app().backend.store.archive.results(everything)
+    assert set(found) == set(everything)
+
+
+def test_threads_that_read_share_the_reading(app, make_app):
+    ids = [new_id() for _ in range(20)]
+    for task_id in ids:
+        app.backend.store_result(task_id, 1, states.SUCCESS)
+    reader = make_app()
+    states_seen = []
+    threads = [
+        threading.Thread(target=lambda i=task_id: states_seen.append(reader.AsyncResult(i).state)) for task_id in ids
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert states_seen == [states.SUCCESS] * 20
+
+
+def test_clients_may_not_declare_what_is_not_theirs(connect):
+    connection = connect()
+    for declare in (
+        lambda channel: channel.queue_declare(f"other.{new_id()}", durable=True),
+        lambda channel: channel.exchange_declare(f"other.{new_id()}", "direct"),
+        lambda channel: channel.queue_delete("celery.results.0"),
+    ):
+        with pytest.raises(amqp.exceptions.AccessRefused):
+            declare(connection.channel())
+
+
+def test_clients_may_not_write_dead_letters(connect):
+    channel = connect().channel()
+    with pytest.raises(amqp.exceptions.AccessRefused):
+        channel.basic_publish(amqp.Message("x"), "celery.dlx", "x", confirm_timeout=5)
