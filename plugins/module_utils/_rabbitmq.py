@@ -10,13 +10,13 @@ import typing as t
 
 PARTITIONS_PARAMETER = "celery.results.partitions."
 
-_STREAM = re.compile(r"^celery\.results\.(\d+)$")
-_KEY = re.compile(r"^[A-Za-z0-9_.$-]+$")
+_STREAM = re.compile(r"celery\.results\.(\d+)")
+_KEY = re.compile(r"[A-Za-z0-9_.$-]+")
 
 
 def _value(name: str, value: t.Any) -> str:
     text = ("true" if value else "false") if isinstance(value, bool) else str(value)
-    if not _KEY.match(name):
+    if not _KEY.fullmatch(name):
         raise ValueError(f"{name!r} is no key of rabbitmq.conf")
     if not text.strip() or any(ord(character) < 32 for character in text):
         raise ValueError(f"the value of {name} is empty or contains a line break")
@@ -52,7 +52,7 @@ def partitions_problem(definitions: t.Mapping[str, t.Any], vhost: str, partition
     numbers = {
         int(match.group(1))
         for queue in definitions.get("queues") or []
-        if queue.get("vhost") == vhost and (match := _STREAM.match(str(queue.get("name"))))
+        if queue.get("vhost") == vhost and (match := _STREAM.fullmatch(str(queue.get("name"))))
     }
     if not numbers:
         return ""

@@ -57,6 +57,9 @@ RESTART_ONLY = frozenset(
     }
 )
 
+# A rule is one word; only a selector, in brackets, has blanks.
+_RULE = re.compile(r"[~&%+@-]\S*|all(keys|channels|commands)|nocommands|reset(keys|channels)|\([^()\r\n]*\)")
+
 _PROBE = "celeryops-compare-"
 
 
@@ -99,14 +102,14 @@ def _rules(user: User) -> list[str]:
     rules = user.get("rules") or []
     words = rules.split() if isinstance(rules, str) else [str(rule) for rule in rules]
     for word in words:
-        if not re.match(r"^([~&%+@-]|all(keys|channels|commands)$|no?commands$|reset(keys|channels)$|\()", word):
+        if not _RULE.fullmatch(word):
             raise ValueError(f"{word!r} is no rule of Redis' ACL language for keys, channels or commands")
     return words
 
 
 def _words(user: User, *first: str) -> list[str]:
     """Return the words that make a user: its name, *first*, state, password and rules."""
-    if not re.match(r"^[!-~]+$", user["name"]):
+    if not re.fullmatch(r"[!-~]+", user["name"]):
         raise ValueError(f"{user['name']!r} is no name for a Redis user: no blanks")
     words = [user["name"], *first, "on" if user.get("enabled", True) else "off"]
     if user.get("password"):

@@ -1,0 +1,92 @@
+"""The filters of the roles redis and rabbitmq: found by name, documented, and clear about what they refuse."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import yaml
+from ansible.errors import AnsibleFilterError
+
+FILTERS = [
+    "erlang_cookie_problem",
+    "host_limits",
+    "password_problem",
+    "rabbitmq_conf",
+    "rabbitmq_partitions_problem",
+    "redis_acl",
+    "redis_bytes",
+    "redis_celery_rules",
+    "redis_conf",
+]
+
+
+def module_of(name):
+    return importlib.import_module(f"ansible_collections.celeryops.hybrid.plugins.filter.{name}")
+
+
+def load(name):
+    return module_of(name).FilterModule().filters()[name]
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_filter_has_the_name_of_its_file_and_says_what_it_does(name):
+    module = module_of(name)
+    assert list(module.FilterModule().filters()) == [name]
+    assert yaml.safe_load(module.DOCUMENTATION)["name"] == name
+    assert yaml.safe_load(module.EXAMPLES)
+    assert "_value" in yaml.safe_load(module.RETURN)
+
+
+def test_redis_configuration_gives_the_reason_of_a_setting():
+    settings = [{"name": "appendonly", "value": True, "why": "Because."}, {"name": "save", "value": ""}]
+    assert load("redis_conf")(settings) == '# Because.\nappendonly yes\nsave ""\n'
+
+
+def test_redis_acl_holds_no_password_in_clear():
+    text = load("redis_acl")([{"name": "celery", "password": "0a8c5bd2a6e94f3f9d17c2be", "rules": ["~*", "+@read"]}])
+    assert text.startswith("user celery on #")
+    assert text.endswith(" ~* +@read\n")
+    assert "0a8c5bd2a6e94f3f9d17c2be" not in text
+
+
+def test_celery_may_neither_administrate_nor_empty_redis():
+    rules = load("redis_celery_rules")(3)
+    assert rules.index("-@all") < rules.index("+@list") < rules.index("-@dangerous") < rules.index("-@admin")
+    assert [rule for rule in rules if rule.startswith("&")] == [
+        "&/3.celery.pidbox",
+        "&/3.celeryev",
+        "&/3.celeryev/*",
+        "&/3.celeryev/worker.*",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("size", "count"), [("512mb", 536870912), ("1GB", 1073741824), (1048576, 1048576), ("1k", 1000)]
+)
+def test_sizes_are_those_of_redis(size, count):
+    assert load("redis_bytes")(size) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "reason"),
+    [
+        ("redis_bytes", ("lots",), "'lots' is no size"),
+        ("redis_conf", ([{"name": "a", "value": "x\ny"}],), "line break"),
+        ("redis_acl", ([{"name": "a b"}],), "no name for a Redis user"),
+        ("redis_acl", ([{"name": "a", "rules": [">password"]}],), "no rule of Redis' ACL language"),
+        ("redis_acl", ([{"name": "a\n"}],), "no name for a Redis user"),
+        ("redis_acl", ([{"name": "a", "rules": ["~*\nuser b on nopass"]}],), "no rule of Redis' ACL language"),
+        ("redis_acl", ([{"name": "a", "rules": ["~* +@all"]}],), "no rule of Redis' ACL language"),
+        ("rabbitmq_conf", ([{"name": "a"}],), "value"),
+        (
+            "rabbitmq_partitions_problem",
+            ({"queues": [{"vhost": "v", "name": "celery.results.0"}]}, "v", "many"),
+            "many",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said(name, arguments, reason):
+    with pytest.raises(AnsibleFilterError, match=reason) as error:
+        load(name)(*arguments)
+    assert f"celeryops.hybrid.{name}" in str(error.value)

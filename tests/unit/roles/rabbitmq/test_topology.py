@@ -1,0 +1,70 @@
+"""The declared rights in RabbitMQ: what each user may touch, and what not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROLE = Path(__file__).parents[4] / "roles" / "rabbitmq"
+TOPOLOGY = yaml.safe_load((ROLE / "vars" / "main.yml").read_text())["__rabbitmq_topology"]
+# The names as they are with the defaults.
+RIGHTS = {item["user"].strip("{} "): item for item in TOPOLOGY["permissions"]}
+
+REPLY = "celery.reply.0b8cf7b1"
+STREAM = "celery.results.15"
+
+
+def may(user, right, name):
+    # RabbitMQ searches with the pattern, it does not match the whole name.
+    return re.search(RIGHTS[f"rabbitmq_{user}_user"].get(right, "^$"), name) is not None
+
+
+@pytest.mark.parametrize("user", ["worker", "client"])
+@pytest.mark.parametrize(
+    ("right", "allowed"),
+    [
+        ("configure", {REPLY}),
+        ("write", {REPLY, "celery.results"}),
+        ("read", {REPLY, "celery.results", STREAM}),
+    ],
+)
+def test_workers_and_clients_have_the_least_rights(user, right, allowed):
+    names = {
+        REPLY,
+        STREAM,
+        "celery.results",
+        "celery.results.x",
+        "celery.dead_letters",
+        "amq.default",
+        "celeryXresults",
+        "other.celery.results",
+        "celery.reply",
+    }
+    assert {name for name in names if may(user, right, name)} == allowed
+
+
+def test_only_workers_send_dead_letters():
+    assert {user: may(user, "write", "celery.dlx") for user in ("worker", "client", "monitoring")} == {
+        "worker": True,
+        "client": False,
+        "monitoring": False,
+    }
+
+
+@pytest.mark.parametrize("right", ["configure", "write", "read"])
+def test_monitoring_touches_nothing(right):
+    assert not any(may("monitoring", right, name) for name in (REPLY, STREAM, "celery.results", "celery.dlx", "a"))
+
+
+def test_guest_goes():
+    assert {"name": "guest", "state": "absent"} in TOPOLOGY["users"]
+
+
+def test_policies_apply_to_what_they_name_and_to_nothing_else():
+    patterns = {policy["name"]: policy["pattern"] for policy in TOPOLOGY["policies"]}
+    names = [STREAM, "celery.results.0", "celery.results", "celery.dead_letters", REPLY, "xcelery.results.1"]
+    assert [name for name in names if re.search(patterns["celery.results"], name)] == [STREAM, "celery.results.0"]
+    assert [name for name in names if re.search(patterns["celery.dead_letters"], name)] == ["celery.dead_letters"]
