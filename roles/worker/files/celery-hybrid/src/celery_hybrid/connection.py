@@ -197,6 +197,7 @@ class Link:
                 connection, self._connection = self._connection, None
                 if connection is not None:
                     farewell(connection)
+                    await_end(connection)
                     discard(connection)
             finally:
                 self._lock.release()
@@ -279,10 +280,19 @@ def watch_returns(channel: amqp.Channel) -> list[str]:
 
 
 def farewell(connection: amqp.Connection) -> None:
-    """Tell the server that the connection ends on purpose, so that its log does not call it lost."""
+    """Tell the server that the connection ends on purpose; :func:`await_end` has to follow, or its log calls it lost."""
     with contextlib.suppress(Exception):
-        connection._transport.sock.settimeout(0.2)
+        connection._transport.sock.settimeout(0.5)
         connection.send_method(amqp.spec.Connection.Close, "BsBB", (200, "good-bye", 0, 0))
+
+
+def await_end(connection: amqp.Connection) -> None:
+    """Wait for the server's answer to :func:`farewell`, for at most half a second."""
+    deadline = time.monotonic() + 0.5
+    while connection.connected and time.monotonic() < deadline:
+        # Whatever else it had to say, as that a consumer ends, does not matter any more.
+        with contextlib.suppress(Exception):
+            connection.drain_events(timeout=0.5)
 
 
 @contextlib.contextmanager
@@ -297,10 +307,7 @@ def translated(doing: str) -> Iterator[None]:
     except HybridError:
         raise
     except amqp.exceptions.NotFound as exc:
-        reason = str(exc.reply_text or exc)
-        if "vhost" in reason:
-            raise ResultStoreError(f"{doing}: {reason}. Correct the vhost in result_backend, or create it.") from exc
-        raise TopologyError(f"{doing}: {reason}. {HOW_TO_DECLARE}.") from exc
+        raise TopologyError(f"{doing}: {exc.reply_text}. {HOW_TO_DECLARE}.") from exc
     except (amqp.exceptions.AccessRefused, amqp.exceptions.NotAllowed) as exc:
         reason = str(exc.reply_text or "the login was refused")
         raise ResultStoreError(

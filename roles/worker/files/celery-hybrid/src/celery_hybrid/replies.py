@@ -14,7 +14,7 @@ from typing import Protocol
 
 import amqp
 
-from celery_hybrid.connection import Servers, discard, farewell, translated
+from celery_hybrid.connection import Servers, await_end, discard, farewell, translated
 from celery_hybrid.errors import ResultStoreError, ResultStoreUnreachableError
 from celery_hybrid.names import RESULTS_EXCHANGE, reply_queue
 from celery_hybrid.options import Options
@@ -210,6 +210,8 @@ class Replies:
                 self._listening.clear()
                 self._attempted.set()
                 connection, self._connection, self._channel = self._connection, None, None
+                if connection is not None and self._stopping.is_set():
+                    await_end(connection)
                 discard(connection)
             # After a long life of the connection the first attempts follow quickly.
             pause = _FIRST_PAUSE if time.monotonic() - begun > 2 * _LONGEST_PAUSE else min(2 * pause, _LONGEST_PAUSE)

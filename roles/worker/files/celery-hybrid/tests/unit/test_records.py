@@ -52,7 +52,9 @@ def test_reading_odd_messages_never_fails():
     odd = amqp.Message(
         "text", correlation_id=None, timestamp=None, application_headers={"status": 1, "x-stream-offset": None}
     )
-    assert Record.from_message(odd) == Record("", "", subject="", body=b"text", content_type="", content_encoding="utf-8", timestamp=0)
+    assert Record.from_message(odd) == Record(
+        "", "", subject="", body=b"text", content_type="", content_encoding="utf-8", timestamp=0
+    )
     when = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
     assert Record.from_message(amqp.Message("", timestamp=when)).timestamp == 1767225600
 
