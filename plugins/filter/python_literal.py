@@ -10,7 +10,8 @@ short_description: Write a value as a Python literal
 version_added: 0.1.0
 author: celeryops.hybrid contributors
 description:
-  - Returns strings, numbers, booleans, none, lists and dictionaries as Python writes them. Long ones get one entry a line.
+  - Returns strings, numbers, booleans, none, lists and dictionaries as Python writes them.
+  - Long ones get one entry a line.
 options:
   _input:
     description: The value.

@@ -10,7 +10,8 @@ short_description: List the servers that a URL names
 version_added: 0.1.0
 author: celeryops.hybrid contributors
 description:
-  - Returns host and port of every URL, with the default port of the scheme where none is given. Sockets of the host itself are left out.
+  - Returns host and port of every URL, with the default port of the scheme where none is given.
+  - Sockets of the host itself are left out.
 options:
   _input:
     description: A URL, or several joined by semicolons.

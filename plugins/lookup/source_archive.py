@@ -14,7 +14,8 @@ description:
   - Two trees with the same content make the same archive, whatever their times and owners, so the checksum tells
     whether the source has changed.
   - The archive of a tree lies in Ansible's temporary folder and is gone when Ansible ends.
-  - Left out are hidden files and what tools leave behind (C(__pycache__), C(*.egg-info), C(build), C(dist), C(venv), C(node_modules)).
+  - Left out are hidden files and what tools leave behind (C(__pycache__), C(*.egg-info),
+    and at the top C(build), C(dist), C(venv), C(node_modules)).
     A project that takes its version from Git must therefore come as a wheel.
 options:
   _terms:
@@ -22,16 +23,12 @@ options:
     type: list
     elements: path
     required: true
-  checksum_only:
-    description: Returns no path and writes nothing.
-    type: bool
-    default: false
 """
 
 EXAMPLES = r"""
 - name: Show the checksum of a source tree
   ansible.builtin.debug:
-    msg: "{{ (lookup('celeryops.hybrid.source_archive', '/srv/checkout/payments')).checksum }}"
+    msg: "{{ lookup('celeryops.hybrid.source_archive', '/srv/checkout/payments').checksum }}"
 """
 
 RETURN = r"""
@@ -54,7 +51,7 @@ _raw:
 import os
 from pathlib import Path
 
-from ansible import constants as C
+from ansible import constants
 from ansible.errors import AnsibleError
 from ansible.plugins.lookup import LookupBase
 from ansible_collections.celeryops.hybrid.plugins.plugin_utils._source import SourceError, digest, pack
@@ -63,8 +60,7 @@ from ansible_collections.celeryops.hybrid.plugins.plugin_utils._source import So
 class LookupModule(LookupBase):
     """Pack source trees."""
 
-    def run(self, terms, variables=None, **kwargs):
-        self.set_options(var_options=variables, direct=kwargs)
+    def run(self, terms, variables=None, **kwargs):  # noqa: ARG002
         return [self._archive(Path(term).expanduser()) for term in terms]
 
     def _archive(self, source):
@@ -78,9 +74,7 @@ class LookupModule(LookupBase):
             raise AnsibleError(f"{source} cannot be packed: {exc}") from exc
         checksum = digest(content)
         name = f"{source.resolve().name}.tar.gz"
-        if self.get_option("checksum_only"):
-            return {"path": "", "name": name, "checksum": checksum}
-        path = Path(C.DEFAULT_LOCAL_TMP) / f"celeryops-{checksum[:16]}" / name
+        path = Path(constants.DEFAULT_LOCAL_TMP) / f"celeryops-{checksum[:16]}" / name
         if not path.exists():
             path.parent.mkdir(mode=0o700, exist_ok=True)
             # Another host's task may do the same at this moment.

@@ -48,14 +48,16 @@ def _application(v: dict[str, t.Any]) -> list[str]:
     app, source, version = v["worker_app"], v["worker_app_source"], v["worker_app_version"]
     if not app:
         found.append(
-            "worker_app is not set: name the module that holds the Celery object, as in 'celery -A', for example payments."
+            "worker_app is not set: name the module that holds the Celery object, as in 'celery -A', for example "
+            "payments."
         )
     elif not APPLICATION.fullmatch(app):
         found.append(f"worker_app is {app!r}: it must be a module such as payments, or module:attribute.")
     kind = application_source(source)
     if not kind and not v["worker_app_requirements"]:
         found.append(
-            "worker_app_source is not set: give a directory with a pyproject.toml or a wheel on the control node, or a git+https:// URL; "
+            "worker_app_source is not set: give a directory with a pyproject.toml or a wheel on the control "
+            "node, or a git+https:// URL; "
             "or name the application in worker_app_requirements, to take it from a package index."
         )
     elif kind == "git":
@@ -72,13 +74,15 @@ def _application(v: dict[str, t.Any]) -> list[str]:
 def _git(source: str) -> list[str]:
     if not GIT.fullmatch(source):
         return [
-            "worker_app_source starts with git+ and must go on with https:// or ssh://, then host and path of the repository."
+            "worker_app_source starts with git+ and must go on with https:// or ssh://, then host and path of "
+            "the repository."
         ]
     rest = source.split("://", 1)[1]
     authority, _, path = rest.partition("/")
     if ":" in authority.rpartition("@")[0]:
         return [
-            "worker_app_source contains a password, which others would see in the list of processes: use git+ssh:// with a deploy key, "
+            "worker_app_source contains a password, which others would see in the list of processes: use "
+            "git+ssh:// with a deploy key, "
             "or put the password into root's ~/.netrc on the worker hosts."
         ]
     if "@" in path:
@@ -99,7 +103,8 @@ def _local(source: str, kind: str) -> list[str]:
         return [f"worker_app_source is {source}: there is no such directory on the control node."]
     if not any((path / name).is_file() for name in ("pyproject.toml", "setup.py")):
         return [
-            f"worker_app_source is {source}: the directory has neither pyproject.toml nor setup.py, so pip cannot install it. "
+            f"worker_app_source is {source}: the directory has neither pyproject.toml nor setup.py, so pip cannot "
+            "install it. "
             "Name the directory of the Python project."
         ]
     return []
@@ -134,7 +139,8 @@ def _instances(v: dict[str, t.Any]) -> list[str]:
         pool = instance.get("pool", "prefork")
         if pool == "solo" and concurrency is not None and int(concurrency) != 1:
             found.append(
-                f"{name} has the pool solo, which runs one task at a time: set its concurrency to 1 or choose another pool."
+                f"{name} has the pool solo, which runs one task at a time: set its concurrency to 1 or choose "
+                "another pool."
             )
         if pool == "gevent" and not _requires(v, "gevent"):
             found.append(f"{name} has the pool gevent: add gevent to worker_app_requirements.")
@@ -177,37 +183,41 @@ def _limits(v: dict[str, t.Any]) -> list[str]:
             found.append(f"{hard_name} is {hard} and {soft_name} {soft}: both must be at least one second.")
         elif soft >= hard:
             found.append(
-                f"{soft_name} is {soft}, {hard_name} {hard}: the soft limit must be the lower one, or a task is killed before it can clean up."
+                f"{soft_name} is {soft}, {hard_name} {hard}: the soft limit must be the lower one, or a task is "
+                "killed before it can clean up."
             )
         if hard + margin >= visibility:
             found.append(
-                f"worker_visibility_timeout is {visibility}: it must be more than {hard_name} ({hard}) plus worker_visibility_margin ({margin}), "
+                f"worker_visibility_timeout is {visibility}: it must be more than {hard_name} ({hard}) plus "
+                f"worker_visibility_margin ({margin}), "
                 "or Redis hands a task that still runs to a second worker. Raise it, or lower the limit."
             )
     longest = int(v["worker_longest_countdown"])
     if longest + margin >= visibility:
         found.append(
-            f"worker_visibility_timeout is {visibility}: it must be more than worker_longest_countdown ({longest}) plus worker_visibility_margin "
-            f"({margin}), or a task that waits for its time is handed to a second worker. Raise it, or lower the countdown."
+            f"worker_visibility_timeout is {visibility}: it must be more than worker_longest_countdown "
+            f"({longest}) plus worker_visibility_margin "
+            f"({margin}), or a task that waits for its time is handed to a second worker. Raise it, or lower the "
+            "countdown."
         )
     soft_stop, stop = int(v["worker_soft_shutdown_timeout"]), int(v["worker_stop_timeout"])
     if stop < soft_stop + 10:
         found.append(
-            f"worker_stop_timeout is {stop}: it must be at least 10 s more than worker_soft_shutdown_timeout ({soft_stop}), "
+            f"worker_stop_timeout is {stop}: it must be at least 10 s more than worker_soft_shutdown_timeout "
+            f"({soft_stop}), "
             "or systemd kills workers that still put their tasks back."
         )
     return found
 
 
 def _queues(v: dict[str, t.Any]) -> list[str]:
-    found = []
     known = set(v["queues"])
-    for queue in sorted(known):
-        if not QUEUE.fullmatch(queue) or RESERVED_QUEUES.fullmatch(queue):
-            found.append(
-                f"The queue {queue!r} (worker_instances, worker_queues or worker_default_queue) has a name that cannot be one: "
-                "take letters, digits, '.', '-' and '_', and none of Celery's own names (unacked, _kombu…, celeryev…, ….pidbox)."
-            )
+    found = [
+        f"The queue {queue!r} (worker_instances, worker_queues or worker_default_queue) has a name that cannot be one: "
+        "take letters, digits, '.', '-', '_', and none of Celery's own names (unacked, _kombu…, celeryev…, ….pidbox)."
+        for queue in sorted(known)
+        if not QUEUE.fullmatch(queue) or RESERVED_QUEUES.fullmatch(queue)
+    ]
     steps = [int(step) for step in v["worker_priority_steps"]]
     if not steps or steps != sorted(set(steps)) or steps[0] != 0 or steps[-1] > 9:
         found.append(
@@ -230,7 +240,8 @@ def _beat(v: dict[str, t.Any]) -> list[str]:
     if len(v["beat_hosts"]) < 2:
         return []
     return [
-        f"worker_beat_enabled is true on {', '.join(v['beat_hosts'])}: beat must run once per deployment, or every periodic task is sent twice. "
+        f"worker_beat_enabled is true on {', '.join(v['beat_hosts'])}: beat must run once per deployment, or "
+        "every periodic task is sent twice. "
         "Leave it unset (then it runs on the first host of the group worker), or set it on one host."
     ]
 
@@ -252,7 +263,8 @@ def _settings(v: dict[str, t.Any]) -> list[str]:
     for name in v["worker_settings"]:
         if not SETTING.fullmatch(name):
             found.append(
-                f"worker_settings has {name!r}, which is no name of a Celery setting: they are lower case, such as task_compression."
+                f"worker_settings has {name!r}, which is no name of a Celery setting: they are lower case, such "
+                "as task_compression."
             )
         elif name in ("broker_url", "broker_read_url", "broker_write_url", "result_backend"):
             variable = "worker_result_backend" if name == "result_backend" else "worker_broker_url"

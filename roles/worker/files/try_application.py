@@ -27,7 +27,7 @@ SECONDS = 90
 CONNECT_SECONDS = 5
 
 
-class Problem(Exception):
+class TrialError(Exception):
     """The trial cannot go on; the message is the sentence for the reader."""
 
 
@@ -53,8 +53,9 @@ def settings_module(text: str) -> types.ModuleType:
     try:
         exec(compile(text, "celeryconfig.py", "exec"), module.__dict__)  # noqa: S102
     except Exception as exc:
-        raise Problem(
-            f"the settings do not load: {last_line(exc)}. Correct worker_settings, or worker_packages if Celery itself is missing."
+        raise TrialError(
+            f"the settings do not load: {last_line(exc)}. Correct worker_settings, or worker_packages if Celery "
+            "itself is missing."
         ) from exc
     return module
 
@@ -62,7 +63,10 @@ def settings_module(text: str) -> types.ModuleType:
 def last_line(exc: BaseException) -> str:
     """Return the last line of a traceback, and where it happened."""
     line = traceback.format_exception_only(type(exc), exc)[-1].strip()
-    frames = [frame for frame in traceback.extract_tb(exc.__traceback__) if "importlib" not in frame.filename]
+    inner = ("importlib", "/celery/", "/kombu/", "<stdin>")
+    frames = [
+        frame for frame in traceback.extract_tb(exc.__traceback__) if not any(name in frame.filename for name in inner)
+    ]
     if frames and not isinstance(exc, SyntaxError):
         line += f" ({frames[-1].filename}, line {frames[-1].lineno})"
     return line
@@ -77,15 +81,15 @@ def load(name: str) -> Any:
         found = find_app(name)
     except AttributeError as exc:
         if exc.__traceback__ and last_line(exc).startswith("AttributeError: module"):
-            raise Problem(
+            raise TrialError(
                 f"the module {name!r} (worker_app) holds no Celery application: {last_line(exc)}. "
                 "Name the module that does, or module:attribute."
             ) from exc
-        raise Problem(not_imported(name, exc)) from exc
+        raise TrialError(not_imported(name, exc)) from exc
     except BaseException as exc:
-        raise Problem(not_imported(name, exc)) from exc
+        raise TrialError(not_imported(name, exc)) from exc
     if not isinstance(found, Celery):
-        raise Problem(
+        raise TrialError(
             f"the module {name!r} (worker_app) holds no Celery application, but a {type(found).__name__}: "
             "name the module that does, or module:attribute."
         )
@@ -93,7 +97,7 @@ def load(name: str) -> Any:
         found.loader.import_default_modules()
         found.finalize()
     except BaseException as exc:
-        raise Problem(not_imported(name, exc)) from exc
+        raise TrialError(not_imported(name, exc)) from exc
     return found
 
 
@@ -158,8 +162,9 @@ def login_broker(app: Any, url: str) -> str:
         try:
             connection.default_channel.client.ping()
         except Exception as exc:
+            reason = str(exc).strip().rstrip(".")
             return (
-                f"cannot log in to Redis: {type(exc).__name__}: {exc}. Correct worker_redis_user and redis_password "
+                f"cannot log in to Redis: {type(exc).__name__}: {reason}. Correct worker_redis_user and redis_password "
                 "(or worker_broker_url), or run the role redis, which sets them."
             )
     return ""
@@ -182,7 +187,8 @@ def login_results(app: Any, url: str) -> str:
             reason = str(exc).strip().rstrip(".")
             problems.append(
                 f"cannot log in to RabbitMQ: {type(exc).__name__}: {reason}. Correct worker_rabbitmq_user, "
-                "rabbitmq_worker_password and worker_rabbitmq_vhost (or worker_result_backend), or run the role rabbitmq, which sets them."
+                "rabbitmq_worker_password and worker_rabbitmq_vhost (or worker_result_backend), or run the role "
+                "rabbitmq, which sets them."
             )
         else:
             return ""
@@ -223,15 +229,16 @@ def trial(request: dict[str, Any]) -> list[str]:
         problems += backend(app, urls[1])
         if request["servers"] and not problems:
             problems += filter(None, (login_broker(app, urls[0]), login_results(app, urls[1])))
-    except Problem as exc:
+    except TrialError as exc:
         problems = [str(exc)]
     return [masked(problem, urls) for problem in problems]
 
 
 def give_up(*_: Any) -> NoReturn:
     """End an import that hangs."""
-    raise Problem(
-        f"the application (worker_app) was not imported after {SECONDS} s: it must not wait for anything while it is imported."
+    raise TrialError(
+        f"the application (worker_app) was not imported after {SECONDS} s: it must not wait for anything while it "
+        "is imported."
     )
 
 

@@ -28,7 +28,7 @@ What it cannot guarantee, and nobody can from this side alone:
   claim. The next run takes over and acts again. Hence the outside world must know the key as well:
   hand it on as the idempotency key of the payment provider, as ``payments.provider`` does.
 * ``lease`` must be longer than a run can last (the task's hard time limit). A run that outlives its
-  lease may meet a second one; it notices when it wants to record, and says so with :exc:`LostClaim`.
+  lease may meet a second one; it notices when it wants to record, and says so with :exc:`LostClaimError`.
 * Redis with ``appendfsync everysec`` may lose its last second in a power failure, and a claim with it.
 """
 
@@ -53,7 +53,7 @@ return redis.call('DEL', KEYS[1])
 """
 
 
-class BeingDone(Exception):
+class BeingDoneError(Exception):
     """Another run is at work on the key, or died at it; its claim settles within ``seconds``."""
 
     def __init__(self, key: str, seconds: float) -> None:
@@ -65,7 +65,7 @@ class BeingDone(Exception):
         return f"{self.key} is being done by another run, whose claim ends in {self.seconds:.0f} s at the latest"
 
 
-class LostClaim(Exception):
+class LostClaimError(Exception):
     """The claim ran out before the outcome was recorded: ``lease`` is shorter than the work."""
 
 
@@ -99,7 +99,7 @@ class Guard:
             A :class:`Claim` when this run shall do the work; the recorded outcome when it is done already.
 
         Raises:
-            BeingDone: another run holds the claim.
+            BeingDoneError: another run holds the claim.
         """
         name = self._prefix + key
         claim = Claim(key, f"claim:{uuid.uuid4().hex}")
@@ -115,18 +115,18 @@ class Guard:
                 outcome: dict[str, Any] = json.loads(text)
                 return outcome
             remaining = self._server.pttl(name)
-            raise BeingDone(key, max(0.0, int(remaining) / 1000))  # type: ignore[arg-type]
-        raise BeingDone(key, 1.0)
+            raise BeingDoneError(key, max(0.0, int(remaining) / 1000))  # type: ignore[arg-type]
+        raise BeingDoneError(key, 1.0)
 
     def record(self, claim: Claim, outcome: dict[str, Any]) -> None:
         """Record the outcome; from now on every run returns it.
 
         Raises:
-            LostClaim: the claim had run out, so another run may have done the work as well.
+            LostClaimError: the claim had run out, so another run may have done the work as well.
         """
         name = self._prefix + claim.key
         if not self._server.eval(_RECORD, 1, name, claim.token, json.dumps(outcome), str(self._keep)):
-            raise LostClaim(
+            raise LostClaimError(
                 f"The claim on {claim.key} ran out after {self._lease} s, before the work was done: "
                 "make the lease longer than the task's time limit."
             )

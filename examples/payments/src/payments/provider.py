@@ -19,11 +19,11 @@ _PREFIX = "payments:provider:"
 _KEEP_SECONDS = 7 * 24 * 3600
 
 
-class ProviderUnavailable(ConnectionError):
+class ProviderUnavailableError(ConnectionError):
     """The provider did not answer. Whether it acted is unknown; asking again with the same key is safe."""
 
 
-class PaymentDeclined(Exception):
+class PaymentDeclinedError(Exception):
     """The provider refused the payment. Asking again would change nothing."""
 
 
@@ -42,16 +42,16 @@ class Provider:
             currency: three-letter code.
 
         Raises:
-            PaymentDeclined: refused for good.
-            ProviderUnavailable: no answer; try again.
+            PaymentDeclinedError: refused for good.
+            ProviderUnavailableError: no answer; try again.
         """
         if key.startswith("declined-"):
-            raise PaymentDeclined(f"The provider declined payment {key}.")
+            raise PaymentDeclinedError(f"The provider declined payment {key}.")
         if match := re.match(r"unavailable-(\d+)-", key):
             attempts = int(self._server.incr(f"{_PREFIX}attempts:{key}"))  # type: ignore[arg-type]
             self._server.expire(f"{_PREFIX}attempts:{key}", _KEEP_SECONDS)
             if attempts <= int(match[1]):
-                raise ProviderUnavailable(f"The provider did not answer about payment {key} (attempt {attempts}).")
+                raise ProviderUnavailableError(f"The provider did not answer about payment {key} (attempt {attempts}).")
         entry = f"{_PREFIX}ledger:{key}"
         if self._server.hsetnx(entry, "amount", f"{amount} {currency}"):
             self._server.hincrby(entry, "charges", 1)

@@ -14,8 +14,8 @@ from celery import Task
 from celery.utils.log import get_task_logger
 
 from payments.app import app
-from payments.guard import BeingDone, Claim, Guard
-from payments.provider import PaymentDeclined, Provider, ProviderUnavailable
+from payments.guard import BeingDoneError, Claim, Guard
+from payments.provider import PaymentDeclinedError, Provider, ProviderUnavailableError
 
 logger = get_task_logger(__name__)
 
@@ -39,7 +39,7 @@ def server() -> redis.Redis:
     name="payments.process_payment",
     bind=True,
     # What passes by itself is tried again, what does not is not: a declined payment fails at once.
-    autoretry_for=(ProviderUnavailable, redis.ConnectionError, redis.TimeoutError),
+    autoretry_for=(ProviderUnavailableError, redis.ConnectionError, redis.TimeoutError),
     # 1, 2, 4, … seconds, never more than ten minutes, each shortened at random so that many tasks
     # that failed together do not come back together.
     retry_backoff=True,
@@ -59,6 +59,7 @@ def process_payment(self: Task, payment_id: str, amount: int, currency: str = "E
     id as idempotency key, closes the gap between charging and recording (see :mod:`payments.guard`).
 
     Args:
+        self: the task, bound.
         payment_id: names the payment everywhere; a duplicate of a payment has the same id.
         amount: in the smallest unit of the currency.
         currency: three-letter code.
@@ -68,14 +69,14 @@ def process_payment(self: Task, payment_id: str, amount: int, currency: str = "E
 
     Raises:
         ValueError: the arguments make no payment, or the id was charged with another amount.
-        PaymentDeclined: the provider refused.
+        PaymentDeclinedError: the provider refused.
     """
     if not payment_id or amount <= 0:
         raise ValueError(f"Payment {payment_id!r} over {amount}: it needs an id and an amount above zero.")
     guard = Guard(server(), lease=LEASE, keep=KEEP)
     try:
         claim = guard.claim(payment_id)
-    except BeingDone as exc:
+    except BeingDoneError as exc:
         # Not an error of this payment, so it does not use up its retries: come back when the claim has ended.
         logger.info("%s", exc)
         raise self.retry(exc=exc, countdown=exc.seconds + 1, max_retries=self.request.retries + 1) from exc
@@ -86,7 +87,7 @@ def process_payment(self: Task, payment_id: str, amount: int, currency: str = "E
         return claim
     try:
         reference = Provider(server()).charge(payment_id, amount, currency)
-    except (ProviderUnavailable, PaymentDeclined):
+    except (ProviderUnavailableError, PaymentDeclinedError):
         guard.release(claim)
         raise
     receipt = {"payment_id": payment_id, "amount": amount, "currency": currency, "reference": reference}

@@ -1,0 +1,127 @@
+"""The trial of an application: imported as a worker imports it, judged before anything that runs is changed."""
+
+from __future__ import annotations
+
+import base64
+import getpass
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("celery", reason="the trial runs in the workers' environment, where Celery is")
+
+PROGRAM = (Path(__file__).parents[4] / "roles" / "worker" / "files" / "try_application.py").read_text()
+PASSWORD = "Pa55:word@/word"
+URL = "redis://celery:Pa55%3Aword%40%2Fword@127.0.0.1:1/0"
+SETTINGS = """
+import os as _os
+task_serializer = 'json'
+accept_content = ['json']
+task_acks_late = True
+"""
+GOOD = "from celery import Celery\napp = Celery('shop')\n@app.task(name='shop.add')\ndef add(x, y): return x + y\n"
+
+
+def run(program: str, folder: Path, **changes: Any) -> Any:
+    """Run the program as the role does, in another process; return its answer."""
+    request = {
+        "app": "shop",
+        "config": SETTINGS,
+        "directory": str(folder),
+        "environment": {"CELERY_BROKER_URL": URL, "CELERY_RESULT_BACKEND": "cache+memory://", "HOME": str(folder)},
+        "house_rules": ["task_serializer", "accept_content", "task_acks_late"],
+        "queues": ["celery"],
+        "servers": False,
+        "user": getpass.getuser(),
+        **changes,
+    }
+    encoded = base64.b64encode(json.dumps(request).encode()).decode()
+    done = subprocess.run(
+        [sys.executable, "-I", "-"],
+        input=f"{program}\nmain('{encoded}')\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert PASSWORD not in done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])["problems"]
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> Any:
+    def try_it(source: str, **changes: Any) -> Any:
+        (tmp_path / "shop.py").write_text(source)
+        # Any backend of Celery itself will do here; that it must be celery-hybrid's has a test of its own.
+        return run(PROGRAM.replace('"celery_hybrid"', '"celery."'), tmp_path, **changes)
+
+    return try_it
+
+
+def test_a_good_application_has_no_problem(trial: Any) -> None:
+    assert trial(GOOD) == []
+
+
+def test_what_the_application_prints_is_not_the_answer(trial: Any) -> None:
+    assert trial(f"print('{{}}')\n{GOOD}") == []
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (
+            "import no_such_module\n",
+            ["does not import", "no_such_module", "shop.py, line 1", "worker_app_requirements"],
+        ),
+        ("def f(:\n", ["does not import", "SyntaxError"]),
+        ("raise SystemExit(3)\n", ["does not import", "SystemExit"]),
+        ("x = 1\n", ["holds no Celery application", "worker_app"]),
+        (GOOD + "app.conf.task_acks_late = False\n", ["overrides", "task_acks_late is False, declared True"]),
+        (GOOD + "app.conf.accept_content = ['json', 'pickle']\n", ["overrides", "accept_content"]),
+        (GOOD.replace("'shop.add'", "'shop.add', queue='slwo'"), ["shop.add", "'slwo'", "worker_instances"]),
+        (f"raise RuntimeError('cannot reach {URL} {PASSWORD}')\n", ["RuntimeError"]),
+    ],
+)
+def test_a_bad_application_has_a_sentence(trial: Any, source: str, words: list[str]) -> None:
+    problems = trial(source)
+    assert len(problems) == 1, problems
+    assert not [word for word in words if word not in problems[0]], problems
+
+
+def test_an_application_that_is_not_there(trial: Any) -> None:
+    assert "'elsewhere' (worker_app) does not import" in trial(GOOD, app="elsewhere")[0]
+
+
+def test_settings_that_do_not_load(trial: Any) -> None:
+    (problem,) = trial(GOOD, config="task_routes = nowhere\n")
+    assert "the settings do not load: NameError" in problem
+
+
+def test_an_application_that_hangs_is_given_up(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text("import time\ntime.sleep(60)\n")
+    (problem,) = run(PROGRAM.replace("SECONDS = 90", "SECONDS = 1"), tmp_path)
+    assert "not imported after" in problem
+
+
+def test_results_that_would_go_elsewhere_are_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(GOOD)
+    (problem,) = run(PROGRAM, tmp_path)
+    assert "would not go to RabbitMQ" in problem
+
+
+def test_a_result_backend_that_is_not_installed(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(GOOD)
+    environment = {"CELERY_BROKER_URL": URL, "CELERY_RESULT_BACKEND": "nosuch://u:Pa55%3Aword%40%2Fword@h/v"}
+    (problem,) = run(PROGRAM, tmp_path, environment=environment)
+    assert "worker_hybrid_requirement" in problem
+
+
+def test_servers_that_do_not_answer_are_named(trial: Any, tmp_path: Path) -> None:
+    environment = {"CELERY_BROKER_URL": URL, "CELERY_RESULT_BACKEND": "cache+memory://"}
+    problems = trial(GOOD, servers=True, environment=environment)
+    assert "cannot log in to Redis" in problems[0]
+    assert "worker_broker_url" in problems[0]
