@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib
 
 import pytest
@@ -14,6 +16,7 @@ FILTERS = [
     "password_problem",
     "rabbitmq_conf",
     "rabbitmq_partitions_problem",
+    "rabbitmq_password_hash",
     "redis_acl",
     "redis_bytes",
     "redis_celery_rules",
@@ -59,6 +62,14 @@ def test_celery_may_neither_administrate_nor_empty_redis():
         "&/3.celeryev/*",
         "&/3.celeryev/worker.*",
     ]
+
+
+def test_rabbitmq_hash_is_salted():
+    load_hash = load("rabbitmq_password_hash")
+    first, second = load_hash("0a8c5bd2a6e94f3f"), load_hash("0a8c5bd2a6e94f3f")
+    assert first != second
+    salt, digest = base64.b64decode(first)[:4], base64.b64decode(first)[4:]
+    assert hashlib.sha256(salt + b"0a8c5bd2a6e94f3f").digest() == digest
 
 
 @pytest.mark.parametrize(
