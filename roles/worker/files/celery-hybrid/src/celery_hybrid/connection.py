@@ -20,7 +20,13 @@ from typing import Any
 
 import amqp
 
-from celery_hybrid.errors import HybridError, ResultStoreError, ResultStoreUnreachableError, TopologyError
+from celery_hybrid.errors import (
+    HybridError,
+    ResultStoreError,
+    ResultStoreStartingError,
+    ResultStoreUnreachableError,
+    TopologyError,
+)
 from celery_hybrid.options import Options
 from celery_hybrid.urls import Server
 
@@ -32,6 +38,8 @@ HOW_TO_DECLARE = (
 )
 
 # Half a minute without an answer of the kernel at the other end is the end of a connection.
+#: How long a RabbitMQ that answers may take until its streams do.
+STARTING_SECONDS = 10.0
 _KEEPALIVE = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3, socket.TCP_NODELAY: 1}
 
 
@@ -154,14 +162,23 @@ class Link:
     def connection(self, timeout: float | None = None) -> amqp.Connection:
         """Return the connection, made if there is none; only within :meth:`turn`.
 
+        A RabbitMQ that has just started is given a moment until its streams answer.
+
         Args:
             timeout: seconds for connecting to each host.
         """
-        if self._connection is None:
+        deadline = time.monotonic() + (STARTING_SECONDS if timeout is None else min(timeout, STARTING_SECONDS))
+        while self._connection is None:
             connection = self._servers.connect(self._purpose, timeout)
             try:
                 if self._prepare is not None:
                     self._prepare(connection)
+            except ResultStoreStartingError:
+                discard(connection)
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+                continue
             except BaseException:
                 discard(connection)
                 raise
@@ -280,7 +297,10 @@ def watch_returns(channel: amqp.Channel) -> list[str]:
 
 
 def farewell(connection: amqp.Connection) -> None:
-    """Tell the server that the connection ends on purpose; :func:`await_end` has to follow, or its log calls it lost."""
+    """Tell the server that the connection ends on purpose.
+
+    Without :func:`await_end` afterwards the server's log calls it lost all the same.
+    """
     with contextlib.suppress(Exception):
         connection._transport.sock.settimeout(0.5)
         connection.send_method(amqp.spec.Connection.Close, "BsBB", (200, "good-bye", 0, 0))
@@ -307,6 +327,8 @@ def translated(doing: str) -> Iterator[None]:
     except HybridError:
         raise
     except amqp.exceptions.NotFound as exc:
+        if "down or inaccessible" in str(exc.reply_text):
+            raise ResultStoreStartingError(f"{doing}: RabbitMQ is starting: {exc.reply_text}.") from exc
         raise TopologyError(f"{doing}: {exc.reply_text}. {HOW_TO_DECLARE}.") from exc
     except (amqp.exceptions.AccessRefused, amqp.exceptions.NotAllowed) as exc:
         reason = str(exc.reply_text or "the login was refused")

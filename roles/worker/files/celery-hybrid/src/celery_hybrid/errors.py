@@ -25,6 +25,10 @@ class ResultStoreUnreachableError(ResultStoreError, OSError):
     """
 
 
+class ResultStoreStartingError(ResultStoreUnreachableError):
+    """RabbitMQ answers, but its streams do not yet: a few seconds after it has started."""
+
+
 class TopologyError(ResultStoreError):
     """RabbitMQ lacks an object that results need, or has others than the options say."""
 

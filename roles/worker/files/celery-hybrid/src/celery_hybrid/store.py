@@ -10,6 +10,7 @@ from typing import Any
 
 import amqp
 from celery import signals
+from kombu.common import oid_from
 
 from celery_hybrid import topology, urls
 from celery_hybrid.archive import Archive
@@ -86,9 +87,10 @@ def share_address(app: Any) -> str:
     known = getattr(local, _OWNER, None)
     if known == os.getpid():
         return str(local.oid)
-    # Signatures may have been frozen in this thread before there was a backend. In a child the address is always new.
-    inherited = None if known is not None else vars(app._local).get("oid")
-    address = str(inherited or uuid.uuid4())
+    # The first task is given its address before Celery makes the backend, and signatures may have been frozen before.
+    # That address is kept, unless it comes from a parent: Celery derives it from process and thread.
+    given = vars(app._local).get("oid")
+    address = str(given if given == oid_from(app) else uuid.uuid4())
     # Of the same class as before, which is a greenlet's when gevent has patched threads.
     base = local if known is None else local.__mro__[1]
     app._local = type("ProcessLocal", (base,), {"oid": address, _OWNER: os.getpid()})()

@@ -202,7 +202,7 @@ class ResultConsumer(BaseResultConsumer):
             found = self.backend.store.archive.results(
                 wanted,
                 max_age=min(0.5, self.backend.options.poll_interval / 2),
-                timeout=None if remaining is None else max(_SHORTEST_LOOK, remaining),
+                timeout=remaining if remaining is None or remaining > 0 else _SHORTEST_LOOK,
             )
         except ResultStoreUnreachableError as exc:
             # It may come back in time; the receiver has said so already if it was listening.

@@ -86,8 +86,7 @@ def test_many_threads_share_one_reply_queue(task, app, shell):
     answers = []
 
     def use():
-        for number in range(5):
-            answers.append(add.delay(number, 1).get(timeout=30))
+        answers.extend(add.delay(number, 1).get(timeout=30) for number in range(5))
 
     threads = [threading.Thread(target=use) for _ in range(20)]
     for thread in threads:

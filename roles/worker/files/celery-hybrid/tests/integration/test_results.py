@@ -222,7 +222,7 @@ def test_a_group_and_a_task_may_have_the_same_id(app):
 def test_pickling(task, app):
     app.set_current()
     result = task("add").delay(4, 4)
-    restored = pickle.loads(pickle.dumps(result))
+    restored = pickle.loads(pickle.dumps(result))  # noqa: S301
     assert restored.get(timeout=20) == 8
     assert result.get(timeout=20) == 8
 
@@ -242,10 +242,11 @@ def test_nothing_of_a_result_is_in_redis(task, broker_url):
     assert not [key for key in client.scan_iter(count=1000) if b"task-meta" in key]
 
 
-@pytest.mark.parametrize("seconds", [0.2, 1, 2.5])
+@pytest.mark.parametrize("seconds", [0.5, 1, 2.5])
 def test_timeouts_are_accurate(task, tmp_path, seconds):
     go = tmp_path / "go"
     result = task("wait_for_file").delay(str(go))
+    assert result.state in {"PENDING", "STARTED"}  # connects
     try:
         begun = time.monotonic()
         with pytest.raises(CeleryTimeoutError):
@@ -264,7 +265,7 @@ def test_other_pools(other_worker, make_app, pool):
     other_worker(pool, *([] if pool == "solo" else ["-c", "4"]))
     app = make_app()
     add = app.tasks["hybrid.add"]
-    assert [r.get(timeout=30) for r in [add.delay(n, 1) for n in range(40)]] == list(range(1, 41))
+    assert [r.get(timeout=30) for r in [add.delay(n, 1) for n in range(12)]] == list(range(1, 13))
     assert chain(add.s(1, 1), add.s(2))().get(timeout=20) == 4
     if pool != "solo":
         assert app.tasks["hybrid.wait_inside"].delay(4).get(timeout=30) == 8

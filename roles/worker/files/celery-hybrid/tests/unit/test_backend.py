@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import threading
 import time
@@ -54,7 +55,7 @@ def test_as_uri(make_app):
 
 
 def test_options_are_checked_at_once(make_app):
-    with pytest.raises(OptionError, match="no option 'partition'. Did you mean partitions"):
+    with pytest.raises(OptionError, match=r"no option 'partition'\. Did you mean partitions"):
         _ = make_app(result_backend_transport_options={"partition": 3}).backend
 
 
@@ -95,6 +96,19 @@ def test_signatures_frozen_before_there_was_a_backend_carry_the_address(app):
     assert frozen.tasks[0].options["reply_to"] == app.backend.store.reply_to
 
 
+def test_an_address_from_before_a_fork_is_not_used(app):
+    """As with gunicorn's preload: signatures are frozen first, then come the forks, then the backends."""
+    before = app.thread_oid
+    read, write = os.pipe()
+    if not (pid := os.fork()):
+        os.write(write, f"{app.backend.store.reply_to} {app.thread_oid}".encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    address, oid = os.read(read, 1000).decode().split()
+    assert address == oid != before
+    assert app.backend.store.reply_to == before
+
+
 def test_another_application_has_another_address(make_app):
     one, two = make_app(), make_app()
     assert one.backend.store.reply_to != two.backend.store.reply_to
@@ -105,7 +119,7 @@ def test_a_pickled_result_holds_no_password(app):
     result = app.AsyncResult("some-id")
     pickled = pickle.dumps(result)
     assert SECRET.encode() not in pickled
-    restored = pickle.loads(pickled)
+    restored = pickle.loads(pickled)  # noqa: S301
     assert restored.id == "some-id"
     assert restored.backend.url == NOWHERE
     assert restored.backend.store is app.backend.store
@@ -129,7 +143,7 @@ def test_every_host_is_tried(make_app):
 
 
 def test_reading_fails_with_the_error_that_celery_expects(app):
-    with pytest.raises(BackendGetMetaError, match="RabbitMQ at 127.0.0.1:9") as caught:
+    with pytest.raises(BackendGetMetaError, match=r"RabbitMQ at 127\.0\.0\.1:9") as caught:
         app.AsyncResult("id").state  # noqa: B018
     assert caught.value.task_id == "id"
     assert app.backend.exception_safe_to_retry(caught.value)

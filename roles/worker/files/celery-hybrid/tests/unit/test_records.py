@@ -5,7 +5,7 @@ import datetime
 import amqp
 import pytest
 from celery_hybrid.names import partition_of
-from celery_hybrid.records import FORGET, GROUP, RESULT, SEED, Record, outcome
+from celery_hybrid.records import GROUP, RESULT, SEED, Record, outcome
 
 
 def result(status, body=b"{}", **fields):
