@@ -35,9 +35,12 @@ def dead(now: dict[str, str], before: dict[str, str]) -> str:
     """Return how a unit died, or nothing while it lives."""
     restarts = int(now["NRestarts"]) - int(before["NRestarts"])
     if now["ActiveState"] == "failed" or now["SubState"] == "auto-restart" or restarts > 0:
-        return f"started and died (result {now['Result']}, status {now['ExecMainStatus']})"
+        return (
+            f"started and died (result {now['Result']}, status {now['ExecMainStatus']}): correct what its journal says "
+            "(its entry in worker_instances, worker_settings, worker_sandbox_disabled, the application), then run this again"
+        )
     if now["ActiveState"] == "inactive":
-        return "is not running"
+        return "is not running: somebody stopped it meanwhile; run this again"
     return ""
 
 
