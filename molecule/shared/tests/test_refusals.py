@@ -10,6 +10,7 @@ import pytest
 
 testinfra_hosts = ["ansible://redis"]
 
+STRANGER = "a-password-that-nobody-knows-42"
 REFUSALS = {
     "missing password": ("redis", {"redis_password": ""}, r"redis_password.*openssl rand -hex 24"),
     "weak password": ("rabbitmq", {"rabbitmq_worker_password": "short"}, r"rabbitmq_worker_password.*16 characters"),
@@ -17,8 +18,8 @@ REFUSALS = {
     "malformed result URL": ("worker", {"worker_result_backend": "rpc://"}, r"worker_result_backend.*amqp://"),
     "unknown queue type": (
         "rabbitmq",
-        {"rabbitmq_dead_letter_queue_type": "mirrored"},
-        r"rabbitmq_dead_letter_queue_type.*(quorum|classic)",
+        {"rabbitmq_queues": [{"name": "orders", "type": "mirrored"}]},
+        r"value of type must be one of: classic, quorum, stream, got: mirrored found in rabbitmq_queues",
     ),
     "wrong type": ("redis", {"redis_port": "many"}, r"redis_port.*(int|number)"),
     "eviction": ("redis", {"redis_config": {"maxmemory-policy": "allkeys-lru"}}, r"maxmemory-policy.*noeviction"),
@@ -55,15 +56,61 @@ def test_bad_input_is_refused_before_anything_changes(ansible_playbook, secrets,
 @pytest.mark.parametrize(
     ("variables", "sentence"),
     [
-        ({"worker_redis_host": "10.213.255.1"}, r"10\.213\.255\.1.*6379"),
-        ({"worker_rabbitmq_host": "10.213.255.1"}, r"10\.213\.255\.1.*5672"),
+        # Ports of the very servers on which nobody listens.
+        ({"worker_redis_port": 6390}, r"cannot reach Redis at \S+ port 6390.*worker_redis_port"),
+        ({"worker_rabbitmq_port": 5690}, r"cannot reach RabbitMQ at \S+ port 5690.*worker_rabbitmq_port"),
+        ({"redis_password": STRANGER}, r"cannot log in to Redis.*redis_password"),
+        ({"rabbitmq_worker_password": STRANGER}, r"RabbitMQ.*rabbitmq_worker_password"),
     ],
 )
-def test_server_that_cannot_be_reached_is_named(ansible_playbook, variables, sentence):
+def test_server_that_does_not_let_workers_in_is_named(ansible_playbook, variables, sentence):
     done = ansible_playbook("site", "--tags", "worker", "--extra-vars", json.dumps(variables))
     assert done.returncode != 0, done.stdout
     assert re.search(sentence, " ".join(done.stdout.split())), done.stdout
     assert changed(done.stdout) == 0, done.stdout
+    assert STRANGER not in done.stdout
+
+
+@pytest.fixture
+def broken_application(tmp_path):
+    """An application that installs and does not import."""
+    package = tmp_path / "src" / "payments"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("import a_module_that_nobody_has\n")
+    (tmp_path / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+        '[project]\nname = "payments"\nversion = "99"\n'
+    )
+    return tmp_path
+
+
+def test_application_that_does_not_import_leaves_the_old_one_running(
+    ansible_playbook, root_shell, addresses, broken_application
+):
+    show = "systemctl show --property=MainPID --value celery-worker@default"
+    before = root_shell(addresses["worker"], show).stdout
+    done = ansible_playbook(
+        "site", "--tags", "worker", "--extra-vars", json.dumps({"worker_app_source": str(broken_application)})
+    )
+    assert done.returncode != 0, done.stdout
+    assert re.search(r"a_module_that_nobody_has.*worker_app", " ".join(done.stdout.split())), done.stdout
+    assert root_shell(addresses["worker"], show).stdout == before
+
+
+def test_worker_that_starts_and_dies_is_told_with_its_journal(ansible_playbook, root_shell, addresses):
+    instances = [
+        {"name": "default", "queues": ["celery"], "concurrency": 2},
+        {"name": "slow", "queues": ["slow"], "concurrency": 1},
+        {"name": "dying", "queues": ["celery"], "options": ["--no-such-option"]},
+    ]
+    try:
+        done = ansible_playbook("site", "--tags", "worker", "--extra-vars", json.dumps({"worker_instances": instances}))
+        assert done.returncode != 0, done.stdout
+        assert re.search(r"celery-worker@dying.*no-such-option", " ".join(done.stdout.split())), done.stdout
+    finally:
+        repaired = ansible_playbook("site", "--tags", "worker")
+    assert repaired.returncode == 0, repaired.stdout
+    assert root_shell(addresses["worker"], "systemctl is-enabled celery-worker@dying").stdout.strip() != "enabled"
 
 
 def test_host_that_cannot_be_reached_ends_the_play(ansible_playbook, tmp_path):
