@@ -23,6 +23,11 @@ options:
     type: list
     elements: path
     required: true
+  exclude:
+    description: Names of further folders at the top that are left out, such as V(tests).
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""
@@ -61,15 +66,15 @@ class LookupModule(LookupBase):
     """Pack source trees."""
 
     def run(self, terms, variables=None, **kwargs):  # noqa: ARG002
-        return [self._archive(Path(term).expanduser()) for term in terms]
+        return [self._archive(Path(term).expanduser(), kwargs.get("exclude", [])) for term in terms]
 
-    def _archive(self, source):
+    def _archive(self, source, exclude):
         try:
             if source.is_file():
                 return {"path": str(source), "name": source.name, "checksum": digest(source.read_bytes())}
             if not source.is_dir():
                 raise AnsibleError(f"{source}: there is no such directory or file on the control node.")
-            content = pack(source.resolve(), source.resolve().name)
+            content = pack(source.resolve(), source.resolve().name, exclude)
         except (OSError, SourceError) as exc:
             raise AnsibleError(f"{source} cannot be packed: {exc}") from exc
         checksum = digest(content)

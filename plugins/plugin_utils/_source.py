@@ -11,7 +11,7 @@ import hashlib
 import io
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 # What tools leave behind in a checkout. None of it belongs to the source.
@@ -26,11 +26,11 @@ class SourceError(Exception):
     """The tree cannot be packed; the message says why."""
 
 
-def _paths(root: Path) -> Iterator[Path]:
+def _paths(root: Path, exclude: Collection[str]) -> Iterator[Path]:
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not _left_out(name))
         if Path(folder) == root:
-            folders[:] = [name for name in folders if name not in LEFT_OUT_AT_THE_TOP]
+            folders[:] = [name for name in folders if name not in (*LEFT_OUT_AT_THE_TOP, *exclude)]
         links = [name for name in folders if (Path(folder) / name).is_symlink()]
         for name in sorted([*files, *links]):
             if not _left_out(name):
@@ -41,15 +41,17 @@ def _left_out(name: str) -> bool:
     return any(fnmatch.fnmatch(name, pattern) for pattern in LEFT_OUT)
 
 
-def pack(root: Path, name: str) -> bytes:
+def pack(root: Path, name: str, exclude: Collection[str] = ()) -> bytes:
     """Return a gzipped tar archive of a source tree, all of it in one folder called *name*.
+
+    Folders at the top whose name is in *exclude* are left out.
 
     Raises:
         SourceError: a symbolic link leads out of the tree, or something is neither file nor link.
     """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for path in _paths(root):
+        for path in _paths(root, exclude):
             relative = path.relative_to(root)
             entry = tarfile.TarInfo(f"{name}/{relative.as_posix()}")
             entry.mtime = TIME

@@ -37,7 +37,7 @@ def dead(now: dict[str, str], before: dict[str, str]) -> str:
     if now["ActiveState"] == "failed" or now["SubState"] == "auto-restart" or restarts > 0:
         return (
             f"started and died (result {now['Result']}, status {now['ExecMainStatus']}): correct what its journal says "
-            "(its entry in worker_instances, worker_settings, worker_sandbox_disabled, the application), then run this again"
+            "(its entry in worker_instances, worker_settings, worker_sandbox_disabled, the application), and run again"
         )
     if now["ActiveState"] == "inactive":
         return "is not running: somebody stopped it meanwhile; run this again"

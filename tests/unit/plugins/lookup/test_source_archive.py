@@ -50,6 +50,14 @@ def test_times_owners_and_leftovers_make_no_difference(tree: Path, tmp_path: Pat
     assert subject.pack(tree, "app") == subject.pack(copy, "app")
 
 
+def test_folders_at_the_top_can_be_left_out(tree: Path) -> None:
+    before = subject.pack(tree, "app", ["tests"])
+    (tree / "tests").mkdir()
+    (tree / "tests" / "test_app.py").touch()
+    assert subject.pack(tree, "app", ["tests"]) == before
+    assert subject.pack(tree, "app") != before
+
+
 @pytest.mark.parametrize("change", ["content", "name", "mode", "link"])
 def test_every_other_change_makes_one(tree: Path, change: str) -> None:
     before = subject.digest(subject.pack(tree, "app"))
