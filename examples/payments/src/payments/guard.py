@@ -115,7 +115,7 @@ class Guard:
                 outcome: dict[str, Any] = json.loads(text)
                 return outcome
             remaining = self._server.pttl(name)
-            raise BeingDoneError(key, max(0.0, int(remaining) / 1000))  # type: ignore[arg-type]
+            raise BeingDoneError(key, max(0.0, int(remaining) / 1000))
         raise BeingDoneError(key, 1.0)
 
     def record(self, claim: Claim, outcome: dict[str, Any]) -> None:

@@ -48,7 +48,7 @@ class Provider:
         if key.startswith("declined-"):
             raise PaymentDeclinedError(f"The provider declined payment {key}.")
         if match := re.match(r"unavailable-(\d+)-", key):
-            attempts = int(self._server.incr(f"{_PREFIX}attempts:{key}"))  # type: ignore[arg-type]
+            attempts = int(self._server.incr(f"{_PREFIX}attempts:{key}"))
             self._server.expire(f"{_PREFIX}attempts:{key}", _KEEP_SECONDS)
             if attempts <= int(match[1]):
                 raise ProviderUnavailableError(f"The provider did not answer about payment {key} (attempt {attempts}).")
@@ -60,4 +60,4 @@ class Provider:
 
     def charges(self, key: str) -> int:
         """Return how often the provider really charged a key."""
-        return int(self._server.hget(f"{_PREFIX}ledger:{key}", "charges") or 0)  # type: ignore[arg-type]
+        return int(self._server.hget(f"{_PREFIX}ledger:{key}", "charges") or 0)
