@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import redis
 from celery.exceptions import Retry
+
 from payments import app, tasks
 from payments.guard import BeingDoneError, Claim, Guard, LostClaimError
 from payments.provider import PaymentDeclinedError, Provider, ProviderUnavailableError

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import pytest
 import yaml
+
 from stack import INVENTORY, ROOT, STATE
 
 

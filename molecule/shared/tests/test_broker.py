@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 import pytest
+
 from stack import wait_until
 
 testinfra_hosts = ["ansible://redis"]

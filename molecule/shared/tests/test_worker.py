@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from stack import wait_until
 
 testinfra_hosts = ["ansible://worker"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import demo
 import pytest
 import yaml
+
+import demo
 
 OUTPUT = """\
 PLAY [Broker] ***

@@ -7,6 +7,7 @@ import tarfile
 import tomllib
 
 import pytest
+
 import testhosts
 
 GOOD = {

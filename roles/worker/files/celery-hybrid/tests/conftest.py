@@ -83,8 +83,9 @@ def shell(results_url):
 @pytest.fixture
 def make_app(results_url, broker_url):
     """Make applications; their connections end with the test."""
-    from celery_hybrid.store import _registry
     from hybrid_tasks import make_app as make
+
+    from celery_hybrid.store import _registry
 
     apps = []
 

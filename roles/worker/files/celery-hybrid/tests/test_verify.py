@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from celery import Celery
+from kombu.exceptions import ContentDisallowed
+
 from celery_hybrid.verify import Check, Report, Request, RequestError, names
 from celery_hybrid.verify.__main__ import print_table
 from celery_hybrid.verify.canary import Canary
@@ -22,7 +24,6 @@ from celery_hybrid.verify.results import Results, age_seconds
 from celery_hybrid.verify.runner import declared_queues
 from celery_hybrid.verify.settings import Settings, canonical, reported_backend, value_of
 from celery_hybrid.verify.workers import Workers
-from kombu.exceptions import ContentDisallowed
 
 PASSWORD = "Pa55:w/ord@2#9"
 ENCODED = "Pa55%3Aw%2Ford%402%239"

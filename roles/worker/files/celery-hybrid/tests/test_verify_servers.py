@@ -10,6 +10,7 @@ import uuid
 import amqp
 import pytest
 from celery import Celery
+
 from celery_hybrid.verify.broker import Broker
 from celery_hybrid.verify.canary import Archive, Canaries, Canary
 from celery_hybrid.verify.masking import Mask

@@ -347,6 +347,10 @@ def translated(doing: str) -> Iterator[None]:
         ) from exc
     except ssl.SSLError as exc:
         raise ResultStoreUnreachableError(f"{doing}: TLS failed: {exc.reason or exc}.") from exc
+    except amqp.exceptions.MessageNacked as exc:
+        raise ResultStoreUnreachableError(
+            f"{doing}: RabbitMQ did not keep it (nack): one of its queues failed or was being deleted."
+        ) from exc
     except TimeoutError as exc:
         raise ResultStoreUnreachableError(
             f"{doing}: no answer in time. RabbitMQ may be down or out of reach, or it blocks publishers because its "

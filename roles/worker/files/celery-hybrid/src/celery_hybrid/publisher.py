@@ -50,8 +50,9 @@ class Publisher:
             fresh = not self._link.connected
             try:
                 self._publish(message, routing_key)
-            except ResultStoreUnreachableError:
-                if fresh:
+            except ResultStoreUnreachableError as exc:
+                # A nack says nothing against the connection: a reply queue that is being deleted is enough for one.
+                if fresh and not isinstance(exc.__cause__, amqp.exceptions.MessageNacked):
                     raise
                 self._publish(message, routing_key)
 

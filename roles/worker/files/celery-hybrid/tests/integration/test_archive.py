@@ -10,6 +10,7 @@ import uuid
 import amqp
 import pytest
 from celery import states
+
 from celery_hybrid import topology, urls
 from celery_hybrid.connection import Servers
 from celery_hybrid.names import partition_of

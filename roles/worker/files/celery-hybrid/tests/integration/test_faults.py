@@ -11,6 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 from celery import states
+
 from celery_hybrid.errors import ResultStoreError, ResultStoreUnreachableError, TopologyError
 from celery_hybrid.topology import archive_stream
 

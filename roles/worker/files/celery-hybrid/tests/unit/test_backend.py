@@ -12,6 +12,7 @@ import pytest
 from celery import Celery, group
 from celery.exceptions import BackendGetMetaError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
+
 from celery_hybrid.backend import AMQPBackend
 from celery_hybrid.errors import OptionError, ResultStoreUnreachableError
 from celery_hybrid.store import Store, store_of

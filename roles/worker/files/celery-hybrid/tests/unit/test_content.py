@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+
 from celery_hybrid.content import Codec, Refusals
 from celery_hybrid.errors import RecordRefusedError
 from celery_hybrid.records import RESULT, Record

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 from celery.exceptions import ImproperlyConfigured
+
 from celery_hybrid.errors import OptionError
 from celery_hybrid.options import Options
 

@@ -4,6 +4,7 @@ import datetime
 
 import amqp
 import pytest
+
 from celery_hybrid.names import partition_of
 from celery_hybrid.records import GROUP, RESULT, SEED, Record, outcome
 

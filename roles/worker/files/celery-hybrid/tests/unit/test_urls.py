@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from celery_hybrid import urls
 from celery_hybrid.errors import OptionError
 
