@@ -5,12 +5,13 @@
 """Run the tests of celery-hybrid against servers that the roles have set up.
 
 Each host of ``molecule/inventory/package.yml`` carries a Redis and a RabbitMQ of one Debian release. The
-tests get the rights of a client or a worker, as applications do, never those of an administrator.
+tests get the rights of a client, as applications do, never those of an administrator.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -61,16 +62,23 @@ def run_tests() -> int:
                     "-e",
                     tox_environment,
                     CELERY_HYBRID_TEST_BROKER=f"redis://celery:{secret('redis')}@{address}:6379/0",
-                    CELERY_HYBRID_TEST_RESULTS=f"amqp://worker:{secret('rabbitmq_worker')}@{address}:5672/celery",
-                    CELERY_HYBRID_TEST_SHELL=f"ssh -F {STATE / 'ssh_config'} {address} sudo",
+                    CELERY_HYBRID_TEST_RESULTS=f"amqp://client:{secret('rabbitmq_client')}@{address}:5672/celery",
+                    CELERY_HYBRID_TEST_SHELL=f"{sys.executable} {__file__} --on {address}",
                 )
                 != 0
             )
     return failed
 
 
+def on(address: str, script: str) -> int:
+    """Run a script as root in a shell of a host; SSH would split its words again."""
+    return run("ssh", "-F", STATE / "ssh_config", address, f"sudo sh -c {shlex.quote(script)}")
+
+
 def main() -> int:
     """Run the tests on fresh hosts and remove these, whatever happens."""
+    if sys.argv[1:2] == ["--on"]:
+        return on(*sys.argv[2:4])
     try:
         return min(run_tests(), 1)
     finally:

@@ -4,7 +4,7 @@ The environment says where they are:
 
 CELERY_HYBRID_TEST_RESULTS     AMQP URL of a user with the rights of a client, in a vhost with the declared topology
 CELERY_HYBRID_TEST_BROKER      Redis URL
-CELERY_HYBRID_TEST_SHELL       prefix of a command that runs as root on the RabbitMQ host: 'podman exec NAME'
+CELERY_HYBRID_TEST_SHELL       runs one more argument, a script, as root on the RabbitMQ host: 'podman exec NAME sh -c'
 CELERY_HYBRID_TEST_PARTITIONS  number of streams, 16 when unset
 
 What is missing skips on a laptop, and fails where CI=true.
@@ -59,7 +59,7 @@ class Shell:
         self.vhost = vhost
 
     def __call__(self, command):
-        done = subprocess.run([*self.prefix, *shlex.split(command)], capture_output=True, text=True, timeout=180)
+        done = subprocess.run([*self.prefix, command], capture_output=True, text=True, timeout=180)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

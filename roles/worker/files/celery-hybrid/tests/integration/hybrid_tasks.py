@@ -29,7 +29,8 @@ def make_app(**settings):
         **settings,
     )
     for function, options in TASKS:
-        app.task(name=f"hybrid.{function.__name__}", **options)(function)
+        # Not for other applications of the process, as those of other tests.
+        app.task(name=f"hybrid.{function.__name__}", shared=False, **options)(function)
     return app
 
 
