@@ -94,7 +94,7 @@ installed: venv
 
 .PHONY: test-molecule
 test-molecule: installed ## the scenarios, on Debian 12 and 13 (SCENARIO=name for one of them)
-	@MOLECULE_GLOB='molecule/*/molecule.yml' molecule test $(if $(SCENARIO),-s $(SCENARIO),--all --workers 2)
+	@tests/molecule.sh $(SCENARIO)
 
 .PHONY: docs
 docs: venv ## write the tables of variables into the READMEs
