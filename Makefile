@@ -89,7 +89,7 @@ test-package: venv ## the tests of celery-hybrid, against RabbitMQ 3.10 and 4.0,
 .PHONY: installed
 installed: venv
 	@ansible-galaxy collection build --force --output-path .cache/dist >/dev/null
-	@ansible-galaxy collection install --force --no-deps --offline --collections-path .cache/installed \
+	@ANSIBLE_COLLECTIONS_PATH=.cache/installed ansible-galaxy collection install --force --no-deps --offline --collections-path .cache/installed \
 		.cache/dist/celeryops-hybrid-*.tar.gz >/dev/null
 
 .PHONY: test-molecule
