@@ -173,6 +173,8 @@ def prepare_machine() -> None:
             hard_processes=most_processes if hard_processes < 0 else min(hard_processes, most_processes),
         )
     )
+    # For the sockets that SSH shares; a fresh machine has no such folder.
+    (Path.home() / ".ssh").mkdir(mode=0o700, exist_ok=True)
     SSH_CONFIG.write_text(
         f"""Host *
   User {USER}
