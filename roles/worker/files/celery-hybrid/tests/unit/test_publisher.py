@@ -77,6 +77,16 @@ def test_an_idle_connection_that_is_dead_is_replaced() -> None:
     assert (len(servers.kept), servers.connections) == (2, 2)
 
 
+def test_a_record_that_no_stream_took_is_not_called_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    def comes_back(self: Channel, message: amqp.Message, exchange: str, routing_key: str, **_: Any) -> None:
+        for handler in self.events["basic_return"]:
+            handler(None, exchange, routing_key, message)
+
+    monkeypatch.setattr(Channel, "basic_publish", comes_back)
+    with pytest.raises(TopologyError, match="nothing bound to the exchange"):
+        publish(Servers())
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [
