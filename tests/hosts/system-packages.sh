@@ -2,13 +2,13 @@
 # Install what the test hosts need from Debian's packages; quick when it is all there.
 set -euo pipefail
 
-declare -A package_of=([podman]=podman [runc]=runc [mmdebstrap]=mmdebstrap [ssh]=openssh-client [ssh-keygen]=openssh-client [git]=git)
+declare -A package_of=([podman]=podman [runc]=runc [mmdebstrap]=mmdebstrap [ssh]=openssh-client [ssh-keygen]=openssh-client [git]=git [iptables]=iptables)
 missing=()
 for program in "${!package_of[@]}"; do
     PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || missing+=("${package_of[$program]}")
 done
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
-# podman's default network needs these two; Debian only recommends them.
+# podman's default network needs these two, and iptables above; Debian only recommends them.
 [[ -x /usr/lib/podman/netavark ]] || missing+=(netavark)
 [[ -x /usr/lib/podman/aardvark-dns ]] || missing+=(aardvark-dns)
 [[ ${#missing[@]} -eq 0 ]] && exit 0
