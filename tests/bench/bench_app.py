@@ -1,0 +1,45 @@
+# Copyright: (c) 2026, celeryops.hybrid contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The application of the benchmarks: one task, and the settings that the role ``worker`` gives every worker.
+
+Environment: ``BENCH_BROKER``, ``BENCH_RESULTS`` and ``BENCH_QUEUE``, which differ from side to side and nothing else.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+from kombu import Queue
+
+TEMPLATE = Path(__file__).resolve().parents[2] / "roles/worker/templates/etc/celery/celeryconfig.py.j2"
+
+
+def role_settings() -> dict[str, Any]:
+    """Return the settings of the role that do not depend on its variables, as its template has them now."""
+    constants = re.findall(r"^([a-z]\w+) = ([^{}\n]+)$", TEMPLATE.read_text(), re.MULTILINE)
+    return {name: ast.literal_eval(value) for name, value in constants}
+
+
+app = Celery("bench")
+app.conf.update(
+    role_settings(),
+    broker_url=os.environ["BENCH_BROKER"],
+    result_backend=os.environ["BENCH_RESULTS"],
+    # For the package with a queue for each task: its default is to lose everything with RabbitMQ.
+    result_persistent=not os.environ["BENCH_RESULTS"].startswith("rpc"),
+    result_expires=86400,
+    task_default_queue=os.environ["BENCH_QUEUE"],
+    task_queues=[Queue(os.environ["BENCH_QUEUE"])],
+)
+
+
+@app.task
+def add(x: int, y: int) -> int:
+    """Add two numbers."""
+    return x + y
