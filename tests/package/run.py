@@ -5,7 +5,7 @@
 """Run the tests of celery-hybrid against servers that the roles have set up.
 
 Each host of ``molecule/inventory/package.yml`` carries a Redis and a RabbitMQ of one Debian release. The
-tests get the rights of a client, as applications do, never those of an administrator.
+tests get the rights of a client, their workers those of a worker, never those of an administrator.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ def run_tests() -> int:
                     tox_environment,
                     CELERY_HYBRID_TEST_BROKER=f"redis://celery:{secret('redis')}@{address}:6379/0",
                     CELERY_HYBRID_TEST_RESULTS=f"amqp://client:{secret('rabbitmq_client')}@{address}:5672/celery",
+                    CELERY_HYBRID_TEST_WORKER=f"amqp://worker:{secret('rabbitmq_worker')}@{address}:5672/celery",
                     CELERY_HYBRID_TEST_SHELL=f"{sys.executable} {__file__} --on {address}",
                 )
                 != 0

@@ -3,6 +3,7 @@
 The environment says where they are:
 
 CELERY_HYBRID_TEST_RESULTS     AMQP URL of a user with the rights of a client, in a vhost with the declared topology
+CELERY_HYBRID_TEST_WORKER      the same for a user with the rights of a worker
 CELERY_HYBRID_TEST_BROKER      Redis URL
 CELERY_HYBRID_TEST_SHELL       runs one more argument, a script, as root on the RabbitMQ host: 'podman exec NAME sh -c'
 CELERY_HYBRID_TEST_PARTITIONS  number of streams, 16 when unset
@@ -17,6 +18,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -29,6 +31,9 @@ sys.path.insert(0, str(TASKS))
 
 # Read by hybrid_tasks in this process and in the workers.
 os.environ.setdefault("CELERY_HYBRID_TEST_QUEUE", f"hybrid-tests-{uuid.uuid4().hex[:8]}")
+
+# Outboxes of the workers of this run.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="celery-hybrid-tests-")
 
 
 def needed(name):
@@ -118,6 +123,7 @@ class Worker:
                 *("-l", "INFO", "--without-mingle", "--without-gossip", *arguments),
             ],
             cwd=TASKS,
+            env={**os.environ, "CELERY_HYBRID_TEST_RESULTS": needed("CELERY_HYBRID_TEST_WORKER")},
             stdout=self.file,
             stderr=subprocess.STDOUT,
         )
@@ -162,7 +168,7 @@ def other_worker(results_url, broker_url, errback_file, tmp_path, monkeypatch):
     workers = []
 
     def start(pool, *arguments):
-        worker = Worker(pool, tmp_path / f"{pool}.log", *arguments)
+        worker = Worker(pool, tmp_path / f"{pool}-{len(workers)}.log", *arguments)
         workers.append(worker)
         worker.wait_ready()
         return worker

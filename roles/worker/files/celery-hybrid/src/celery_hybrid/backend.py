@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from celery import states
@@ -13,12 +14,14 @@ from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.base import Backend
 from celery.exceptions import BackendGetMetaError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
-from celery.result import result_from_tuple
+from celery.result import GroupResult, result_from_tuple
+from celery.utils.functional import _regen
 
 from celery_hybrid.content import Codec, Meta
 from celery_hybrid.errors import RecordRefusedError, ResultStoreError, ResultStoreUnreachableError
 from celery_hybrid.options import SETTING, Options
-from celery_hybrid.records import GROUP, RESULT, Record
+from celery_hybrid.processes import is_pool_child
+from celery_hybrid.records import CHORD_GROWTH, CHORD_PART, CHORD_SHAPE, CHORD_SIZE, GROUP, RESULT, Record
 from celery_hybrid.store import Store, on_fork, store_of
 from celery_hybrid.urls import masked
 from celery_hybrid.waiting import ResultConsumer
@@ -42,6 +45,8 @@ class AMQPBackend(AsyncBackendMixin, Backend):
         OptionError: the URL or an option is wrong.
     """
 
+    #: What the process shares; the double for tests has its own.
+    store_class = Store
     #: A result is there for everybody, also after a restart of RabbitMQ.
     persistent = True
     #: RabbitMQ deletes what is too old, readers do not see it before.
@@ -56,7 +61,8 @@ class AMQPBackend(AsyncBackendMixin, Backend):
         # Celery before 5.7 leaves it to the backend.
         compression = getattr(self, "compression", None) or app.conf.get("result_compression")
         self._codec = Codec(self.serializer, compression, self.accept)
-        self._store = store_of(app, self.url, self.options, self.expires)
+        self._store = store_of(app, self.url, self.options, self.expires, self.store_class)
+        self._client_of_chord: str | None = None
         self.result_consumer = ResultConsumer(self, app, self.accept, self._pending_results, self._pending_messages)
         self._store.mailbox.join(self.result_consumer)
         on_fork(self)
@@ -108,23 +114,77 @@ class AMQPBackend(AsyncBackendMixin, Backend):
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         meta["task_id"] = task_id
         record = self._codec.encode(task_id, RESULT, meta, status=state)
-        self._store.publisher.publish(record, _address(request))
+        self._store.write(record, _address(request) or self._client_of_chord)
         return result
 
     def _forget(self, task_id: str) -> None:
         self._store.mailbox.take(task_id)
-        self._store.publisher.publish(Record.tombstone(task_id, RESULT))
+        self._store.write(Record.tombstone(task_id, RESULT))
 
     def _save_group(self, group_id: str, result: Any) -> Any:
-        self._store.publisher.publish(self._codec.encode(group_id, GROUP, {"result": result.as_tuple()}))
+        self._store.write(self._codec.encode(group_id, GROUP, {"result": result.as_tuple()}))
         return result
 
     def _delete_group(self, group_id: str) -> None:
-        self._store.publisher.publish(Record.tombstone(group_id, GROUP))
+        self._store.write(Record.tombstone(group_id, GROUP))
 
     def exception_safe_to_retry(self, exc: Exception) -> bool:
         """Tell ``result_backend_always_retry`` which errors pass: a record that is stored twice changes nothing."""
         return isinstance(exc, ResultStoreUnreachableError) or isinstance(exc.__cause__, ResultStoreUnreachableError)
+
+    # Chords
+
+    def apply_chord(self, header_result_args: Any, body: Any, **_: Any) -> None:  # noqa: ARG002 - parts carry the body
+        """Note the shape of a chord's results when its header holds groups, before the header is sent."""
+        if isinstance(header_result_args[1], _regen):
+            return  # a generator, which must not be run through beforehand
+        header = self.app.GroupResult(*header_result_args)
+        if any(isinstance(result, GroupResult) for result in header.results):
+            self._count(header.id, header.id, CHORD_SHAPE, {"result": header.as_tuple()})
+
+    def set_chord_size(self, group_id: str, chord_size: int) -> None:
+        """Tell how many tasks the header of a chord has."""
+        self._count(group_id, group_id, CHORD_SIZE, {"result": chord_size})
+
+    def add_to_chord(self, chord_id: str, result: Any) -> None:
+        """Tell that a running chord's header gets one task more (``Task.add_to_chord``)."""
+        self._count(chord_id, result.id, CHORD_GROWTH, {"result": 1})
+
+    def on_chord_part_return(self, request: Any, state: str, result: Any, **_: Any) -> None:
+        """Put the end of a task of a chord's header into the queue where parts are counted."""
+        if not request.id or not request.group:
+            return
+        meta = {
+            "task_id": request.id,
+            "status": state,
+            "result": self.encode_result(result, state),
+            "index": request.group_index,
+            "chord": request.chord,
+        }
+        self._count(request.group, request.id, CHORD_PART, meta)
+        if not is_pool_child():
+            # A worker of one process, which may be the only one.
+            self._store.chords.start(wait=False)
+
+    def chord_error_from_stack(self, callback: Any, exc: Exception | None = None) -> Any:
+        """Store the failure of a chord's body, and push it to whoever waits for the body."""
+        # Celery makes up a request for it, which has no reply_to.
+        self._client_of_chord = callback.options.get("reply_to")
+        try:
+            return super().chord_error_from_stack(callback, exc)
+        finally:
+            self._client_of_chord = None
+
+    def _count(self, group_id: str, record_id: str, kind: str, meta: Meta) -> None:
+        self._store.write(replace(self._codec.encode(record_id, kind, meta), group=group_id))
+
+    def decode_record(self, record: Record) -> Meta:
+        """Return what a record holds.
+
+        Raises:
+            RecordRefusedError: its content type is not accepted, or it cannot be decoded.
+        """
+        return self._codec.decode(record)
 
     # Reading
 

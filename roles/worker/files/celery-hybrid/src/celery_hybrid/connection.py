@@ -22,6 +22,7 @@ import amqp
 
 from celery_hybrid.errors import (
     HybridError,
+    RecordTooLargeError,
     ResultStoreError,
     ResultStoreStartingError,
     ResultStoreUnreachableError,
@@ -336,6 +337,11 @@ def translated(doing: str) -> Iterator[None]:
             f"{doing}: {reason}. Check user, password and vhost in result_backend, and the user's rights in the vhost."
         ) from exc
     except amqp.exceptions.PreconditionFailed as exc:
+        if "larger than" in str(exc.reply_text):
+            raise RecordTooLargeError(
+                f"{doing}: {exc.reply_text}. Return less, and keep large data elsewhere; or raise max_message_size in "
+                "RabbitMQ (rabbitmq_max_message_size of the role)."
+            ) from exc
         raise TopologyError(
             f"{doing}: {exc.reply_text}. An object of that name exists with other arguments; RabbitMQ cannot change "
             "them, so it has to be deleted first."

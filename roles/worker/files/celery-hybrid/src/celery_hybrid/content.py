@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
+import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
+import amqp
 from kombu.compression import compress, decompress
 from kombu.serialization import dumps, loads
 
-from celery_hybrid.errors import RecordRefusedError
+from celery_hybrid.errors import RecordRefusedError, ResultStoreError
+from celery_hybrid.names import REFUSED_RESULT_KEY
 from celery_hybrid.records import GROUP, RESULT, Record
 
 logger = logging.getLogger(__name__)
@@ -76,11 +80,15 @@ class Refusals:
     """Counts the records that were refused, and says each once.
 
     A record is looked at again and again while somebody waits for it, so it is remembered for a while.
+
+    Args:
+        dead_letter: publishes the copy that is kept for a person to look at.
     """
 
     REMEMBERED = 1000
 
-    def __init__(self) -> None:
+    def __init__(self, dead_letter: Callable[[amqp.Message, str], None]) -> None:
+        self._dead_letter = dead_letter
         self._lock = threading.Lock()
         self._seen: dict[tuple[str, str, int], None] = {}
         self.counts: Counter[str] = Counter()
@@ -97,3 +105,28 @@ class Refusals:
             self.counts[record.content_type] += 1
         what = "group" if record.kind == GROUP else "task"
         logger.error("The stored result of %s %s is refused and treated as absent: %s.", what, record.id, reason)
+        try:
+            self._dead_letter(_letter(record, str(reason)), REFUSED_RESULT_KEY)
+        except ResultStoreError as exc:
+            logger.error("There is no dead letter of it: %s", exc)
+
+
+def _letter(record: Record, reason: str) -> amqp.Message:
+    """Return a refused record as it was, with the reason; the same from every reader, so that copies are seen."""
+    return amqp.Message(
+        record.body,
+        type=record.kind,
+        correlation_id=record.id,
+        message_id=f"{REFUSED_RESULT_KEY}:{record.id}:{record.timestamp}",
+        content_type=record.content_type,
+        content_encoding=record.content_encoding,
+        delivery_mode=2,
+        timestamp=int(time.time()),
+        application_headers={
+            "reason": reason,
+            "host": socket.gethostname(),
+            "status": record.status,
+            "compression": record.compression,
+            "stored_at": record.timestamp,
+        },
+    )

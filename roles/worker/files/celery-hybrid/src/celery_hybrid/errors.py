@@ -29,9 +29,17 @@ class ResultStoreStartingError(ResultStoreUnreachableError):
     """RabbitMQ answers, but its streams do not yet: a few seconds after it has started."""
 
 
+class RecordTooLargeError(ResultStoreError):
+    """RabbitMQ does not take a message of that size, now or later."""
+
+
 class TopologyError(ResultStoreError):
     """RabbitMQ lacks an object that results need, or has others than the options say."""
 
 
 class RecordRefusedError(HybridError):
     """A record has a content type that is not accepted, or cannot be decoded."""
+
+
+class OutboxError(HybridError):
+    """The outbox cannot keep a record: it is full, or its file cannot be written."""

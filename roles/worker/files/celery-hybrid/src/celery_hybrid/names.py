@@ -17,8 +17,14 @@ ARCHIVE_PREFIX = "celery.results."
 REPLY_PREFIX = "celery.reply."
 """A reply queue is named by this and the reply address of its client process, and bound with its own name."""
 
+CHORDS_QUEUE = "celery.chords"
+"""Queue of the parts of chords, bound with its own name. One worker at a time reads it (single active consumer)."""
+
 DEAD_LETTER_EXCHANGE = "celery.dlx"
 DEAD_LETTER_QUEUE = "celery.dead_letters"
+
+REFUSED_RESULT_KEY = "result.refused"
+"""Routing key of a result that a reader did not accept."""
 
 SEGMENT_BYTES = 16_000_000
 """Size of a stream's segment. Retention drops whole segments, so it bounds what outlives its expiry."""

@@ -12,6 +12,8 @@ from celery_hybrid.errors import OptionError
 
 SETTING = "result_backend_transport_options"
 
+BLOCK, DROP_OLDEST = "block", "drop_oldest"
+
 
 def _option(default: Any, minimum: float | None = None, choices: tuple[str, ...] = ()) -> Any:
     return field(default=default, metadata={"minimum": minimum, "choices": choices})
@@ -38,6 +40,11 @@ class Options:
         reply_expires: a reply queue disappears when it was unused for so long.
         reply_max_length: a reply queue drops its oldest message beyond this number. Nothing is lost by that:
             the archive has it.
+        outbox: file for what RabbitMQ does not take, in the processes of a worker. ``$STATE_DIRECTORY`` of systemd or
+            the user's state directory when it is None, no outbox when it is empty.
+        outbox_max_records: bound of the number of records in it.
+        outbox_max_bytes: bound of their bytes.
+        outbox_full: what happens beyond: ``block`` lets the tasks wait, ``drop_oldest`` loses the oldest, loudly.
         connection_name: shown in RabbitMQ's list of connections.
         login_method: ``PLAIN``, or ``EXTERNAL`` when the client certificate says who it is.
         ca_certs: file of the certificate authorities that may sign the server's certificate; the system's when unset.
@@ -58,6 +65,10 @@ class Options:
     reply_buffer_bytes: int = _option(16 * 1024 * 1024, minimum=0)
     reply_expires: float = _option(1800.0, minimum=10)
     reply_max_length: int = _option(100_000, minimum=1)
+    outbox: str | None = _option(None)
+    outbox_max_records: int = _option(1_000_000, minimum=1)
+    outbox_max_bytes: int = _option(1024 * 1024 * 1024, minimum=64 * 1024)
+    outbox_full: str = _option(BLOCK, choices=(BLOCK, DROP_OLDEST))
     connection_name: str | None = _option(None)
     login_method: str = _option("PLAIN", choices=("PLAIN", "EXTERNAL"))
     ca_certs: str | None = _option(None)

@@ -14,9 +14,13 @@ from typing import Any
 import amqp
 from celery import states
 
-from celery_hybrid.names import reply_queue
+from celery_hybrid.names import CHORDS_QUEUE, archive_stream, partition_of, reply_queue
 
 RESULT, GROUP, FORGET, SEED = "result", "group", "forget", "seed"
+
+#: What a chord is counted by, see :mod:`celery_hybrid.chords`.
+CHORD_PART, CHORD_SIZE, CHORD_GROWTH, CHORD_SHAPE = "chord-part", "chord-size", "chord-growth", "chord-shape"
+CHORD_KINDS = frozenset({CHORD_PART, CHORD_SIZE, CHORD_GROWTH, CHORD_SHAPE})
 
 #: What a tombstone hides; a task and a group may have the same id.
 FORGETS_HEADER = "forgets"
@@ -31,10 +35,11 @@ class Record:
 
     Attributes:
         id: the task's or the group's.
-        kind: :data:`RESULT`, :data:`GROUP`, :data:`FORGET` (hides what came before it) or :data:`SEED` (only makes a
-            stream non-empty).
+        kind: :data:`RESULT`, :data:`GROUP`, :data:`FORGET` (hides what came before it), :data:`SEED` (only makes a
+            stream non-empty), or one of :data:`CHORD_KINDS`.
         subject: what it is about, :data:`RESULT` or :data:`GROUP`: a tombstone hides one of them.
         status: the Celery state of a result.
+        group: id of the chord's header, for those of :data:`CHORD_KINDS`.
         body: the serialized meta, as it is on the wire.
         content_type: of the body.
         content_encoding: of the body.
@@ -47,6 +52,7 @@ class Record:
     kind: str
     subject: str = RESULT
     status: str = ""
+    group: str = ""
     body: bytes = field(default=b"", repr=False)
     content_type: str = "application/octet-stream"
     content_encoding: str = "binary"
@@ -71,6 +77,7 @@ class Record:
             kind=kind,
             subject=(_text(headers.get(FORGETS_HEADER)) or RESULT) if kind == FORGET else kind,
             status=_text(headers.get("status")),
+            group=_text(headers.get("group")),
             body=body.encode() if isinstance(body, str) else bytes(body or b""),
             content_type=_text(properties.get("content_type")),
             content_encoding=_text(properties.get("content_encoding")) or "utf-8",
@@ -89,6 +96,8 @@ class Record:
         headers: dict[str, Any] = {"x-stream-filter-value": self.id or self.kind}
         if self.status:
             headers["status"] = self.status
+        if self.group:
+            headers["group"] = self.group
         if self.kind == FORGET:
             headers[FORGETS_HEADER] = self.subject
         if self.compression:
@@ -106,6 +115,14 @@ class Record:
             timestamp=self.timestamp,
             application_headers=headers,
         )
+
+    def routing_key(self, partitions: int) -> str:
+        """Return where it goes: the queue of chords, or the stream of its id.
+
+        Args:
+            partitions: number of archive streams.
+        """
+        return CHORDS_QUEUE if self.kind in CHORD_KINDS else archive_stream(partition_of(self.id, partitions))
 
     @property
     def key(self) -> tuple[str, str]:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import random
 import threading
-import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,18 +10,16 @@ from typing import Protocol
 
 import amqp
 
-from celery_hybrid.connection import Servers, await_end, discard, farewell, translated
-from celery_hybrid.errors import ResultStoreError, ResultStoreUnreachableError
+from celery_hybrid.connection import Servers
 from celery_hybrid.names import RESULTS_EXCHANGE, reply_queue
 from celery_hybrid.options import Options
+from celery_hybrid.receiver import Receiver
 from celery_hybrid.records import RESULT, Record, outcome
 
-logger = logging.getLogger(__name__)
+REPLIES = "replies"
 
 #: Ids of tasks sent from here whose results were not pushed yet; beyond that the oldest count as unknown.
 SENT_LIMIT = 20_000
-
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
 
 
 class Waiter(Protocol):
@@ -114,12 +108,12 @@ class Mailbox:
             self._size -= oldest.size
 
 
-class Replies:
-    """Receives what RabbitMQ pushes to this process, in a thread of its own.
+class Replies(Receiver):
+    """Receives the results of the tasks that this process has sent.
 
     The queue is durable, because RabbitMQ deprecates transient ones; it is not exclusive, because RabbitMQ may not
     have noticed yet that our last connection has died; it is bounded and disappears when it is not used. What it
-    loses is in the archive.
+    loses is in the archive. When RabbitMQ is down, tasks can be sent all the same.
 
     Args:
         servers: where.
@@ -137,104 +131,13 @@ class Replies:
         mailbox: Mailbox,
         prepare: Callable[[amqp.Connection], None],
     ) -> None:
-        self._servers = servers
-        self._options = options
+        without = "No results are pushed to this process now; they are read from the archive."
+        super().__init__(servers, options, prepare, REPLIES, without)
         self._queue = reply_queue(reply_to)
         self._mailbox = mailbox
-        self._prepare = prepare
-        self._lock = threading.Lock()
-        self._writing = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._connection: amqp.Connection | None = None
-        self._channel: amqp.Channel | None = None
-        self._listening = threading.Event()
-        self._attempted = threading.Event()
-        self._stopping = threading.Event()
-        #: Counts the times that the queue was (re)connected.
-        self.generation = 0
-        #: Why there is no push, None when there is or nobody has asked for it.
-        self.failure: ResultStoreError | None = None
 
-    @property
-    def listening(self) -> bool:
-        """Whether records are pushed at this moment."""
-        return self._listening.is_set()
-
-    def start(self, wait: bool = True) -> bool:
-        """Begin to receive; return whether the queue is there.
-
-        Args:
-            wait: until the first attempt has ended. Later ones happen in the background: when RabbitMQ is down, tasks
-                can be sent all the same, and their results are found in the archive.
-        """
-        with self._lock:
-            if (self._thread is None or not self._thread.is_alive()) and not self._stopping.is_set():
-                self._thread = threading.Thread(target=self._run, name="celery-hybrid replies", daemon=True)
-                self._thread.start()
-        if wait and not self._attempted.is_set():
-            self._attempted.wait(self._options.connect_timeout + self._options.socket_timeout)
-        return self.listening
-
-    def stop(self) -> None:
-        """Delete the queue and end: nobody will ever ask for this address again."""
-        self._stopping.set()
-        thread, connection, channel = self._thread, self._connection, self._channel
-        if thread is None or connection is None or channel is None or not self.listening:
-            return
-        try:
-            with self._writing:
-                channel.queue_delete(self._queue, nowait=True)
-                farewell(connection)
-        except Exception as exc:
-            logger.debug("The reply queue is left to its expiry: %s", exc)
-            return
-        thread.join(0.5)
-
-    def abandon(self) -> None:
-        """In a child: leave the parent's connection alone; the thread is not here."""
-        discard(self._connection)
-
-    def _run(self) -> None:
-        pause = _FIRST_PAUSE
-        while not self._stopping.is_set():
-            begun = time.monotonic()
-            try:
-                with translated("receiving results"):
-                    self._listen()
-            except ResultStoreError as exc:
-                if not self._stopping.is_set():
-                    self._lost(exc)
-            except Exception:
-                logger.exception("The receiver of results failed, and begins again.")
-            finally:
-                self._listening.clear()
-                self._attempted.set()
-                connection, self._connection, self._channel = self._connection, None, None
-                if connection is not None and self._stopping.is_set():
-                    await_end(connection)
-                discard(connection)
-            # After a long life of the connection the first attempts follow quickly.
-            pause = _FIRST_PAUSE if time.monotonic() - begun > 2 * _LONGEST_PAUSE else min(2 * pause, _LONGEST_PAUSE)
-            # Spread, so that not all clients come back in the same moment.
-            self._stopping.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311
-
-    def _lost(self, exc: ResultStoreError) -> None:
-        # Once for each outage, not for each attempt.
-        first = self.failure is None or type(self.failure) is not type(exc)
-        self.failure = exc
-        if first:
-            severe = not isinstance(exc, ResultStoreUnreachableError)
-            logger.log(
-                logging.ERROR if severe else logging.WARNING,
-                "No results are pushed to this process now; they are read from the archive. %s",
-                exc,
-            )
-
-    def _listen(self) -> None:
+    def _enter(self, channel: amqp.Channel) -> None:
         options = self._options
-        connection = self._connection = self._servers.connect("replies")
-        self._prepare(connection)
-        channel = self._channel = connection.channel()
         channel.queue_declare(
             self._queue,
             durable=True,
@@ -252,14 +155,7 @@ class Replies:
         )
         # Between two connections something may have been pushed to a queue that was gone.
         self._mailbox.unsure()
-        self.generation += 1
-        if self.failure is not None:
-            logger.info("Results are pushed to this process again.")
-        self.failure = None
-        self._listening.set()
-        self._attempted.set()
-        while not self._stopping.is_set():
-            with contextlib.suppress(TimeoutError):
-                connection.drain_events(timeout=1.0)
-            with self._writing:
-                connection.heartbeat_tick()
+
+    def _leave(self, channel: amqp.Channel) -> None:
+        # Nobody will ever ask for this address again.
+        channel.queue_delete(self._queue, nowait=True)

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import logging
 import os
 import threading
 import uuid
 import weakref
+from pathlib import Path
 from typing import Any
 
 import amqp
 from celery import signals
+from celery._state import get_current_task, task_join_will_block
 from kombu.common import oid_from
 
 from celery_hybrid import topology, urls
 from celery_hybrid.archive import Archive
+from celery_hybrid.chords import ChordKeeper
 from celery_hybrid.connection import HEARTBEATS, Servers
 from celery_hybrid.content import Refusals
+from celery_hybrid.errors import OutboxError
 from celery_hybrid.options import Options
+from celery_hybrid.outbox import Outbox
+from celery_hybrid.processes import is_pool_child, runs_tasks
 from celery_hybrid.publisher import Publisher
+from celery_hybrid.records import Record
+from celery_hybrid.relay import Relay
 from celery_hybrid.replies import Mailbox, Replies
+from celery_hybrid.writer import Writer
+
+logger = logging.getLogger(__name__)
 
 
 class Store:
@@ -42,7 +56,9 @@ class Store:
         self._servers = servers
         self._options = options.merged(query)
         self._expires = expires
-        self.refusals = Refusals()
+        self.refusals = Refusals(self.dead_letter)
+        # Of the process that made it; its children use it as well, over connections of their own.
+        self.outbox = self._outbox()
         self._assemble(share_address(app))
 
     def _assemble(self, reply_to: str) -> None:
@@ -54,6 +70,73 @@ class Store:
         self.publisher = Publisher(servers, options, self._prepare)
         self.archive = Archive(servers, options, self._expires, self._prepare)
         self.replies = Replies(servers, options, reply_to, self.mailbox, self._prepare)
+        self.chords = ChordKeeper(servers, options, self._prepare, self._app, self._expires)
+        self.writer: Writer | None = None
+        self.relay: Relay | None = None
+        if self.outbox is not None:
+            self.writer = Writer(self.publisher, self.outbox, options)
+            self.relay = Relay(self.outbox, Publisher(servers, options, self._prepare, "relay"))
+
+    def _outbox(self) -> Outbox | None:
+        options = self._options
+        if options.outbox == "":
+            return None
+        path = Path(options.outbox) if options.outbox else default_outbox(self._servers)
+        return Outbox(path, options.outbox_max_records, options.outbox_max_bytes)
+
+    def write(self, record: Record, reply_to: str | None = None) -> None:
+        """Store a record: confirmed by RabbitMQ or, in the processes of a worker, kept in the outbox until it is.
+
+        Args:
+            record: the record.
+            reply_to: address of the client that waits for it.
+
+        Raises:
+            RecordTooLargeError: RabbitMQ will never take it.
+            ResultStoreError: RabbitMQ did not take it, and this process has no outbox.
+        """
+        if self.writer is None or not runs_tasks():
+            self.publisher.publish(record, reply_to)
+            return
+        self.writer.write(record, reply_to)
+        if self.relay is not None and not is_pool_child():
+            self.relay.start()
+
+    def dead_letter(self, message: amqp.Message, routing_key: str) -> None:
+        """Publish a dead letter; raises what :meth:`Publisher.publish` does."""
+        self.publisher.dead_letter(message, routing_key)
+
+    def serve(self) -> None:
+        """Do, in a worker's main process, what its children and other workers need: chords and the outbox."""
+        self.chords.start(wait=False)
+        if self.relay is None or self.outbox is None:
+            return
+        try:
+            waiting = self.outbox.depth().count
+        except OutboxError as exc:
+            logger.error("%s. Tasks will wait whenever RabbitMQ does not take their results.", exc)
+            return
+        if waiting:
+            logger.warning("%d results of an earlier run wait in the outbox %s.", waiting, self.outbox.path)
+        self.relay.start()
+
+    def state(self) -> dict[str, Any]:
+        """Return what ``celery inspect result_store`` shows."""
+        relay, outbox = self.relay, self.outbox
+        state: dict[str, Any] = {
+            "servers": [str(server) for server in self._servers],
+            "circuit": relay.state if relay is not None else None,
+            "failure": str(relay.failure) if relay is not None and relay.failure is not None else None,
+            "refused_results": dict(self.refusals.counts),
+            "chords": self.chords.counts,
+        }
+        if outbox is not None:
+            try:
+                depth = outbox.depth()
+            except OutboxError as exc:
+                return {**state, "outbox": {"path": str(outbox.path), "error": str(exc)}}
+            state["outbox"] = {"path": str(outbox.path), **vars(depth)}
+        return state
 
     def _prepare(self, connection: amqp.Connection) -> None:
         if not self._declared:
@@ -63,17 +146,34 @@ class Store:
 
     def close(self) -> None:
         """End the connections; the next use opens them again, except for the push path."""
+        self.chords.stop()
         self.replies.stop()
+        if self.relay is not None:
+            self.relay.stop()
         self.publisher.close()
         self.archive.close()
+        if self.outbox is not None:
+            self.outbox.close()
 
     def after_fork(self) -> None:
         """Begin anew in a child: its parent goes on using the connections, and locks may be held for ever."""
-        for part in (self.publisher, self.archive, self.replies):
-            part.abandon()
+        for part in (self.publisher, self.archive, self.replies, self.chords, self.relay, self.outbox):
+            if part is not None:
+                part.abandon()
         app = self._app()
         if app is not None:
             self._assemble(share_address(app))
+
+
+def default_outbox(servers: list[urls.Server]) -> Path:
+    """Return where the outbox of a result store is when no option says it."""
+    # systemd's own directory for a unit's state; else the user's (XDG base directory specification).
+    state = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+    if state:
+        return Path(state) / "outbox.sqlite3"
+    home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    name = hashlib.sha256(" ".join(map(str, servers)).encode()).hexdigest()[:16]
+    return Path(home).expanduser() / "celery-hybrid" / f"outbox-{name}.sqlite3"
 
 
 def share_address(app: Any) -> str:
@@ -86,28 +186,41 @@ def share_address(app: Any) -> str:
     local = type(app._local)
     known = getattr(local, _OWNER, None)
     if known == os.getpid():
-        return str(local.oid)
+        return str(getattr(local, _ADDRESS))
     # The first task is given its address before Celery makes the backend, and signatures may have been frozen before.
     # That address is kept, unless it comes from a parent: Celery derives it from process and thread.
     given = vars(app._local).get("oid")
     address = str(given if given == oid_from(app) else uuid.uuid4())
     # Of the same class as before, which is a greenlet's when gevent has patched threads.
     base = local if known is None else local.__mro__[1]
-    app._local = type("ProcessLocal", (base,), {"oid": address, _OWNER: os.getpid()})()
+    # A task that must not wait sends others on behalf of whoever waits for it (Task.replace, chains, chords).
+    oid = property(lambda _: _waiting_client() or address)
+    app._local = type("ProcessLocal", (base,), {"oid": oid, _ADDRESS: address, _OWNER: os.getpid()})()
     return address
 
 
-def store_of(app: Any, url: str, options: Options, expires: float | None) -> Store:
+def _waiting_client() -> str | None:
+    task = get_current_task() if task_join_will_block() else None
+    return getattr(task.request, "reply_to", None) if task is not None else None
+
+
+def store_of(app: Any, url: str, options: Options, expires: float | None, kind: type[Store] = Store) -> Store:
     """Return the store of an application, the same for all its threads and backends of that URL."""
-    key = (url, options, expires)
+    key = (kind, url, options, expires)
     with _registry.lock:
         stores = _registry.stores.setdefault(app, {})
         store = stores.get(key)
         if store is None:
-            store = stores[key] = Store(app, url, options, expires)
+            store = stores[key] = kind(app, url, options, expires)
             # When the application is garbage, and when the interpreter ends.
             weakref.finalize(app, store.close)
         return store
+
+
+def stores_of(app: Any) -> list[Store]:
+    """Return the stores that an application has in this process."""
+    with _registry.lock:
+        return list(_registry.stores.get(app, {}).values())
 
 
 def on_fork(listener: Any) -> None:
@@ -136,11 +249,18 @@ class _Registry:
             for store in stores.values():
                 store.close()
 
+    def serve(self, sender: Any = None, **_: Any) -> None:
+        # Adds 'inspect result_store'; only workers need it, and it imports much.
+        importlib.import_module("celery_hybrid.control")
+        for store in stores_of(sender.app):
+            store.serve()
 
-_OWNER = "celery_hybrid_pid"
+
+_OWNER, _ADDRESS = "celery_hybrid_pid", "celery_hybrid_address"
 _registry = _Registry()
 
 # os, not billiard: gunicorn, uwsgi and multiprocessing fork as well.
 os.register_at_fork(after_in_child=_registry.after_fork)
 # The children of a pool leave with os._exit(), which runs no finalizers.
 signals.worker_process_shutdown.connect(_registry.close, weak=False)
+signals.worker_ready.connect(_registry.serve, weak=False)

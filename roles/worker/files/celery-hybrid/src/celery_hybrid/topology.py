@@ -11,6 +11,7 @@ import amqp
 from celery_hybrid.connection import HOW_TO_DECLARE, translated, watch_returns
 from celery_hybrid.errors import TopologyError
 from celery_hybrid.names import (
+    CHORDS_QUEUE,
     DEAD_LETTER_EXCHANGE,
     DEAD_LETTER_QUEUE,
     RESULTS_EXCHANGE,
@@ -24,7 +25,7 @@ _CHECKING = "the result store's objects"
 
 
 def check(connection: amqp.Connection, options: Options) -> None:
-    """Make sure that exchange and streams are there, and that there are as many streams as configured.
+    """Make sure that all objects are there, and that there are as many streams as configured.
 
     A mandatory message that is also copied to a reply queue counts as routed when its stream is missing, so a
     publisher cannot rely on that alone. A stream too many means that other processes look for results elsewhere; it
@@ -49,6 +50,7 @@ def check(connection: amqp.Connection, options: Options) -> None:
                     f"{exc} If there are meant to be {partition} streams, set {SETTING} = "
                     f"{{'partitions': {partition}}} in every process."
                 ) from exc
+        _exists(partial(channel.queue_declare, CHORDS_QUEUE, passive=True), CHORDS_QUEUE, where)
         returned = watch_returns(channel)
         surplus = archive_stream(options.partitions)
         with translated(_CHECKING):
@@ -83,6 +85,7 @@ def declare(connection: amqp.Connection, options: Options, expires: float | None
     streams: dict[str, Any] = {"x-queue-type": "stream", "x-stream-max-segment-size-bytes": SEGMENT_BYTES}
     if expires:
         streams["x-max-age"] = f"{max(1, int(expires))}s"
+    chords = {"x-queue-type": "classic", "x-single-active-consumer": True}
     letters = {"x-queue-type": "quorum", "x-max-length": 100_000, "x-overflow": "reject-publish"}
 
     with translated(_CHECKING), connection.channel() as channel:
@@ -91,6 +94,7 @@ def declare(connection: amqp.Connection, options: Options, expires: float | None
     for partition in range(options.partitions):
         name = archive_stream(partition)
         _declare_queue(connection, name, streams, RESULTS_EXCHANGE, name)
+    _declare_queue(connection, CHORDS_QUEUE, chords, RESULTS_EXCHANGE, CHORDS_QUEUE)
     _declare_queue(connection, DEAD_LETTER_QUEUE, letters, DEAD_LETTER_EXCHANGE, "#")
 
 

@@ -164,7 +164,7 @@ def test_tasks_are_sent_without_the_result_store_and_it_is_said_once(app, caplog
         for _ in range(3):
             add.delay(1, 1)
     assert time.monotonic() - begun < 3
-    said = [record.getMessage() for record in caplog.records if record.name == "celery_hybrid.replies"]
+    said = [record.getMessage() for record in caplog.records if record.name == "celery_hybrid.receiver"]
     assert len(said) == 1
     assert said[0].startswith("No results are pushed to this process now")
     assert SECRET not in caplog.text

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from celery_hybrid.content import Codec, Refusals
-from celery_hybrid.errors import RecordRefusedError
+from celery_hybrid.errors import RecordRefusedError, ResultStoreUnreachableError
 from celery_hybrid.records import RESULT, Record
 
 JSON = {"application/json"}
@@ -46,9 +46,10 @@ def test_refused(change, reason):
     assert reason in str(caught.value)
 
 
-def test_a_refusal_is_counted_and_said_once(caplog):
-    refusals = Refusals()
-    record = Record("the-id", RESULT, body=b"secret content", content_type="x/y")
+def test_a_refusal_is_counted_said_once_and_kept_as_a_dead_letter(caplog):
+    letters = []
+    refusals = Refusals(lambda message, key: letters.append((message, key)))
+    record = Record("the-id", RESULT, status="SUCCESS", body=b"secret content", content_type="x/y", timestamp=7)
     with caplog.at_level(logging.ERROR):
         for _ in range(3):
             refusals.refuse(record, RecordRefusedError("of a reason"))
@@ -56,10 +57,24 @@ def test_a_refusal_is_counted_and_said_once(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "The stored result of task the-id is refused and treated as absent: of a reason."
     ]
+    ((message, key),) = letters
+    assert key == "result.refused"
+    assert (message.body, message.properties["content_type"]) == (b"secret content", "x/y")
+    assert message.properties["correlation_id"] == "the-id"
+    headers = message.properties["application_headers"]
+    assert (headers["reason"], headers["status"], headers["stored_at"]) == ("of a reason", "SUCCESS", 7)
+
+
+def test_a_refusal_without_a_dead_letter_is_said(caplog):
+    def away(message, key):
+        raise ResultStoreUnreachableError("RabbitMQ is away.")
+
+    Refusals(away).refuse(Record("id", RESULT), RecordRefusedError("x"))
+    assert caplog.messages[-1] == "There is no dead letter of it: RabbitMQ is away."
 
 
 def test_refusals_do_not_grow():
-    refusals = Refusals()
+    refusals = Refusals(lambda message, key: None)
     for number in range(3 * Refusals.REMEMBERED):
         refusals.refuse(Record(f"id-{number}", RESULT), RecordRefusedError("x"))
     assert len(refusals._seen) == Refusals.REMEMBERED

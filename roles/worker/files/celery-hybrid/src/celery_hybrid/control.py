@@ -1,0 +1,57 @@
+"""``celery inspect result_store`` and ``celery result-store``: what the workers know of their result store."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from celery.bin.base import CeleryCommand, handle_preload_options
+from celery.worker.control import inspect_command
+
+from celery_hybrid.store import stores_of
+
+
+@inspect_command(name="result_store")  # type: ignore[untyped-decorator]
+def inspected(state: Any) -> dict[str, Any]:
+    """Circuit to RabbitMQ, outbox, refused results, and chords that are counted here."""
+    stores = stores_of(state.app)
+    return dict(stores[0].state()) if stores else {}
+
+
+@click.command(cls=CeleryCommand)
+@click.option("-t", "--timeout", type=float, default=1.0, help="Seconds to wait for the workers.")
+@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+@handle_preload_options  # type: ignore[untyped-decorator]
+def result_store(context: click.Context, timeout: float, as_json: bool) -> None:
+    """Show what the workers know of their result store."""
+    app = context.obj.app
+    replies = app.control.inspect(timeout=timeout)._request("result_store") or {}
+    if as_json:
+        click.echo(json.dumps(replies, sort_keys=True))
+    for node, state in sorted(replies.items()) if not as_json else ():
+        click.echo(f"{node}: {described(state)}")
+    if not replies:
+        raise click.ClickException("No worker has answered. Are they running, and is the broker's URL right?")
+
+
+def described(state: dict[str, Any]) -> str:
+    """Return the state of one worker in words."""
+    if "servers" not in state:
+        return "has no result store of celery-hybrid; check result_backend"
+    outbox = state.get("outbox")
+    words = [f"circuit to {', '.join(state['servers'])} {state['circuit'] or 'without outbox'}"]
+    if outbox is not None and "error" in outbox:
+        words.append(outbox["error"])
+    elif outbox is not None:
+        words.append(f"{outbox['count']} results ({outbox['size']} bytes) in the outbox")
+        if outbox["oldest"]:
+            words.append(f"the oldest of {datetime.fromtimestamp(outbox['oldest'], UTC):%Y-%m-%d %H:%M:%S} UTC")
+        words += [f"{outbox[name]} {name}" for name in ("refused", "dropped") if outbox[name]]
+    if state["chords"]["chords"]:
+        words.append("{chords} chords with {parts} parts are counted here".format(**state["chords"]))
+    if state["failure"]:
+        words.append(state["failure"])
+    return "; ".join(words)

@@ -1,0 +1,49 @@
+"""What a process is to Celery: it decides who may wait, who keeps an outbox, and who serves the others."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+from billiard.process import current_process
+from celery import signals
+from celery._state import get_current_task
+
+
+class _Known:
+    main: int | None = None
+    child: int | None = None
+
+
+def _main_process(**_: Any) -> None:
+    _Known.main = os.getpid()
+
+
+def _pool_child(**_: Any) -> None:
+    # The solo pool says the same of the main process.
+    if current_process().name != "MainProcess":
+        _Known.child = os.getpid()
+
+
+def is_pool_child() -> bool:
+    """Tell whether this is a child of a prefork pool."""
+    return _Known.child == os.getpid()
+
+
+def runs_tasks() -> bool:
+    """Tell whether this process belongs to a worker, or is in the middle of a task."""
+    return os.getpid() in {_Known.main, _Known.child} or get_current_task() is not None
+
+
+def must_not_wait() -> bool:
+    """Tell whether this is the event loop of a worker's main process, outside of any task.
+
+    While it waits there are no heartbeats and no acknowledgements.
+    """
+    in_loop = _Known.main == os.getpid() and threading.current_thread() is threading.main_thread()
+    return in_loop and get_current_task() is None
+
+
+signals.worker_ready.connect(_main_process, weak=False)
+signals.worker_process_init.connect(_pool_child, weak=False)

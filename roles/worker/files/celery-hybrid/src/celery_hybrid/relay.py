@@ -1,0 +1,148 @@
+"""The relay: takes the outbox to RabbitMQ, in order, when RabbitMQ is back."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import random
+import threading
+import time
+
+from celery_hybrid.errors import OutboxError, RecordTooLargeError, ResultStoreError
+from celery_hybrid.outbox import Outbox, Waiting
+from celery_hybrid.publisher import Publisher
+
+logger = logging.getLogger(__name__)
+
+CLOSED, OPEN, DRAINING = "closed", "open", "draining"
+
+_IDLE_PAUSE = 1.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
+_BATCH = 200
+_REPORT_SECONDS = 60.0
+
+
+class Relay:
+    """A thread of a worker's main process that empties the outbox.
+
+    All workers of a host have one, and share an outbox; a lock on a file lets one of them work.
+
+    Args:
+        outbox: where the records wait.
+        publisher: with a connection of its own.
+    """
+
+    def __init__(self, outbox: Outbox, publisher: Publisher) -> None:
+        self._outbox = outbox
+        self._publisher = publisher
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._file: int | None = None
+        #: :data:`CLOSED` (nothing waits), :data:`OPEN` (RabbitMQ does not take anything) or :data:`DRAINING`.
+        self.state = CLOSED
+        #: Why the last attempt failed.
+        self.failure: Exception | None = None
+
+    def start(self) -> None:
+        """Begin to work, unless it does already."""
+        with self._lock:
+            if (self._thread is None or not self._thread.is_alive()) and not self._stopping.is_set():
+                self._thread = threading.Thread(target=self._run, name="celery-hybrid relay", daemon=True)
+                self._thread.start()
+
+    def stop(self) -> None:
+        """End; what is left waits for the next start of a worker on this host."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(1.0)
+        self._publisher.close()
+
+    def abandon(self) -> None:
+        """In a child: the thread is not here, and the lock is the parent's."""
+        self._publisher.abandon()
+        if self._file is not None:
+            os.close(self._file)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                if self._outbox.waiting():
+                    self._drain_alone()
+                else:
+                    self.state = CLOSED
+            except OutboxError as exc:
+                logger.error("Results wait in the outbox, but it cannot be read: %s", exc)
+            except Exception:
+                logger.exception("The relay of the outbox failed, and begins again.")
+            self._stopping.wait(_IDLE_PAUSE)
+
+    def _drain_alone(self) -> None:
+        file = self._file = os.open(f"{self._outbox.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._drain()
+                return
+            self.state = OPEN  # another worker of the host is at it
+        finally:
+            self._file = None
+            os.close(file)
+
+    def _drain(self) -> None:
+        begun = time.monotonic()
+        reported = begun
+        pause, delivered, failing = _FIRST_PAUSE, 0, False
+        while not self._stopping.is_set():
+            batch = self._outbox.oldest(_BATCH)
+            if not batch:
+                break
+            done, failure = self._deliver(batch)
+            delivered += done
+            if failure is None:
+                self.state, self.failure, failing, pause = DRAINING, None, False, _FIRST_PAUSE
+                continue
+            self.state, self.failure = OPEN, failure
+            if not failing or time.monotonic() - reported > _REPORT_SECONDS:
+                reported = time.monotonic()
+                depth = self._outbox.depth()
+                logger.warning(
+                    "%d results (%d bytes) wait in the outbox %s until RabbitMQ takes them. %s",
+                    *(depth.count, depth.size, self._outbox.path, failure),
+                )
+            failing = True
+            # Spread, so that not all hosts come back in the same moment.
+            self._stopping.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        else:
+            return
+        self.state = CLOSED
+        seconds = time.monotonic() - begun
+        logger.info("RabbitMQ takes results again: %d were delivered from the outbox in %.1f s.", delivered, seconds)
+        with contextlib.suppress(OutboxError):
+            self._outbox.shrink()
+
+    def _deliver(self, batch: list[Waiting]) -> tuple[int, ResultStoreError | None]:
+        """Publish records until one fails; return how many are done with, and why it ended."""
+        confirmed = 0
+        failure: ResultStoreError | None = None
+        last: int | None = None
+        for waiting in batch:
+            if self._stopping.is_set():
+                break
+            try:
+                self._publisher.publish(waiting.record, waiting.reply_to)
+            except RecordTooLargeError as exc:
+                what = (waiting.record.kind, waiting.record.id, exc, self._outbox.path)
+                logger.critical("The %s of %s can never be stored: %s It is kept in the table refused of %s.", *what)
+                self._outbox.set_aside(waiting.seq, str(exc))
+                continue
+            except ResultStoreError as exc:
+                failure = exc
+                break
+            last, confirmed = waiting.seq, confirmed + 1
+        if last is not None:
+            self._outbox.remove(last)
+        return confirmed, failure

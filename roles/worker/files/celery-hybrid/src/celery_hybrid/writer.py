@@ -1,0 +1,110 @@
+"""Storing a record: confirmed by RabbitMQ at once, or kept in the outbox until RabbitMQ takes it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from celery_hybrid.errors import OutboxError, RecordTooLargeError, ResultStoreError
+from celery_hybrid.options import DROP_OLDEST, Options
+from celery_hybrid.outbox import FullError, Outbox
+from celery_hybrid.processes import must_not_wait
+from celery_hybrid.publisher import Publisher
+from celery_hybrid.records import Record
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that the event loop of a worker gives RabbitMQ.
+_LOOP_PATIENCE = 1.0
+_FULL_PAUSE = 0.25
+_REPORT_SECONDS = 30.0
+
+
+class Writer:
+    """Stores the records of a process that runs tasks; it never raises because RabbitMQ is away.
+
+    A result write that raises makes Celery record a failure for a task that has succeeded, or acknowledge it without
+    any result. So what RabbitMQ does not take goes to the outbox. When that is full, the policy says whether the
+    task waits (``block``) or the oldest record is dropped.
+
+    Args:
+        publisher: to RabbitMQ.
+        outbox: for what RabbitMQ does not take.
+        options: the policy and the bound of one attempt.
+    """
+
+    def __init__(self, publisher: Publisher, outbox: Outbox, options: Options) -> None:
+        self._publisher = publisher
+        self._outbox = outbox
+        self._options = options
+        self._told = False
+        self._reported = float("-inf")
+        self._lock = threading.Lock()
+
+    def write(self, record: Record, reply_to: str | None = None) -> None:
+        """Store a record.
+
+        Args:
+            record: the record.
+            reply_to: address of the client that waits for it.
+
+        Raises:
+            RecordTooLargeError: RabbitMQ will never take it.
+        """
+        loop = must_not_wait()
+        patience = _LOOP_PATIENCE if loop else self._options.confirm_timeout
+        while True:
+            reason = "Others wait in the outbox already."
+            if not self._outbox.waiting():
+                try:
+                    self._publisher.publish(record, reply_to, patience)
+                except RecordTooLargeError:
+                    raise
+                except ResultStoreError as exc:
+                    reason = str(exc)
+                else:
+                    self._told = False
+                    return
+            try:
+                self._outbox.add(record, reply_to, reserve=loop)
+            except OutboxError as exc:
+                full = exc
+            else:
+                self._tell(reason)
+                return
+            if isinstance(full, FullError) and self._options.outbox_full == DROP_OLDEST:
+                self._drop(record)
+            elif loop:
+                logger.critical(
+                    "The %s of %s is lost: RabbitMQ does not take it (%s) and %s.", record.kind, record.id, reason, full
+                )
+                return
+            else:
+                self._complain("This process waits: RabbitMQ does not take results (%s) and %s.", reason, full)
+                time.sleep(_FULL_PAUSE)
+
+    def _tell(self, reason: str) -> None:
+        # Once for each outage, not for each result.
+        if not self._told:
+            self._told = True
+            logger.warning("Results go to the outbox %s until RabbitMQ takes them. %s", self._outbox.path, reason)
+
+    def _drop(self, record: Record) -> None:
+        try:
+            dropped = self._outbox.drop_oldest(record.size)
+        except OutboxError as exc:
+            self._complain("%s", exc)
+            time.sleep(_FULL_PAUSE)
+            return
+        for name in dropped:
+            logger.error("The outbox %s is full; the oldest record, of %s, is dropped.", self._outbox.path, name)
+
+    def _complain(self, text: str, *values: object) -> None:
+        with self._lock:
+            now = time.monotonic()
+            due = now - self._reported > _REPORT_SECONDS
+            if due:
+                self._reported = now
+        if due:
+            logger.error(text, *values)

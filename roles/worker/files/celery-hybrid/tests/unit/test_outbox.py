@@ -1,0 +1,151 @@
+"""The outbox keeps what it took, in order, within its bounds, for this user alone."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+
+from celery_hybrid.errors import OutboxError
+from celery_hybrid.outbox import FullError, Outbox
+from celery_hybrid.records import RESULT, Record
+
+
+def record(name: str, body: bytes = b"{}") -> Record:
+    return Record(name, RESULT, status="SUCCESS", body=body, content_type="application/json", content_encoding="utf-8")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "outbox.sqlite3"
+
+
+def test_records_come_out_as_they_were_and_in_order(path: Path) -> None:
+    outbox = Outbox(path, 100, 1 << 20)
+    assert not outbox.waiting()
+    kept = [record("a", b'{"x": "\xc3\xa4"}'), record("b"), Record.tombstone("a", RESULT)]
+    for number, each in enumerate(kept):
+        outbox.add(each, f"client-{number}" if number else None)
+    assert outbox.waiting()
+    # As another process sees it.
+    found = Outbox(path, 100, 1 << 20).oldest(10)
+    assert [waiting.record for waiting in found] == kept
+    assert [waiting.reply_to for waiting in found] == [None, "client-1", "client-2"]
+
+
+def test_what_was_delivered_is_removed_and_what_came_behind_it_stays(path: Path) -> None:
+    outbox = Outbox(path, 100, 1 << 20)
+    for name in "abc":
+        outbox.add(record(name), None)
+    first, second, _ = outbox.oldest(3)
+    outbox.remove(second.seq)
+    assert [waiting.record.id for waiting in outbox.oldest(3)] == ["c"]
+    assert (outbox.depth().count, outbox.depth().size) == (1, record("c").size)
+    assert first.seq < second.seq
+
+
+def test_the_number_is_bounded_and_the_event_loop_has_a_reserve(path: Path) -> None:
+    outbox = Outbox(path, 10, 1 << 20)
+    for number in range(9):
+        outbox.add(record(str(number)), None)
+    with pytest.raises(FullError, match="holds 9 results"):
+        outbox.add(record("one too many"), None)
+    outbox.add(record("of the loop"), None, reserve=True)
+    with pytest.raises(FullError):
+        outbox.add(record("of the loop as well"), None, reserve=True)
+
+
+def test_the_bytes_are_bounded(path: Path) -> None:
+    outbox = Outbox(path, 1000, 20_000)
+    outbox.add(record("a", b"x" * 10_000), None)
+    with pytest.raises(FullError):
+        outbox.add(record("b", b"x" * 10_000), None)
+
+
+def test_a_record_beyond_the_bound_is_taken_by_an_empty_outbox(path: Path) -> None:
+    # It would block for ever otherwise.
+    outbox = Outbox(path, 10, 1000)
+    outbox.add(record("large", b"x" * 5000), None)
+    assert outbox.depth().count == 1
+
+
+def test_the_oldest_make_room(path: Path) -> None:
+    outbox = Outbox(path, 10, 1 << 20)
+    for number in range(9):
+        outbox.add(record(str(number)), None)
+    assert outbox.drop_oldest(100) == ["0"]
+    outbox.add(record("new"), None)
+    assert outbox.depth().dropped == 1
+
+
+def test_what_can_never_be_stored_is_set_aside_and_kept(path: Path) -> None:
+    outbox = Outbox(path, 10, 1 << 20)
+    outbox.add(record("large"), "client")
+    outbox.add(record("good"), None)
+    outbox.set_aside(outbox.oldest(1)[0].seq, "too large")
+    assert [waiting.record.id for waiting in outbox.oldest(3)] == ["good"]
+    assert outbox.depth().refused == 1
+    with sqlite3.connect(path) as database:
+        assert database.execute("SELECT id, reason, reply_to FROM refused").fetchall() == [
+            ("large", "too large", "client")
+        ]
+
+
+def test_only_its_user_can_read_it(path: Path) -> None:
+    umask = os.umask(0)
+    try:
+        outbox = Outbox(path, 10, 1 << 20)
+        outbox.add(record("secret"), None)
+    finally:
+        os.umask(umask)
+    files = [path, Path(f"{path}-wal"), Path(f"{path}-shm")]
+    assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o600] * 3
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_a_damaged_file_is_kept_and_a_new_one_begins(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"no database " * 1000)
+    outbox = Outbox(path, 10, 1 << 20)
+    outbox.add(record("a"), None)
+    assert outbox.depth().count == 1
+    (aside,) = path.parent.glob("*.damaged-*")
+    assert aside.read_bytes().startswith(b"no database")
+    assert "is damaged" in caplog.text
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    outbox = Outbox(tmp_path / "file" / "outbox.sqlite3", 10, 1 << 20)
+    with pytest.raises(OutboxError, match=r"file/outbox\.sqlite3 cannot be used"):
+        outbox.add(record("a"), None)
+    assert not outbox.waiting()
+
+
+def test_a_child_uses_a_connection_of_its_own(path: Path) -> None:
+    outbox = Outbox(path, 10, 1 << 20)
+    outbox.add(record("parent"), None)
+    child = os.fork()
+    if child == 0:
+        try:
+            outbox.abandon()
+            outbox.add(record("child"), None)
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    outbox.add(record("parent again"), None)
+    assert [waiting.record.id for waiting in outbox.oldest(5)] == ["parent", "child", "parent again"]
+
+
+def test_space_is_given_back(path: Path) -> None:
+    outbox = Outbox(path, 1000, 1 << 24)
+    for number in range(100):
+        outbox.add(record(str(number), b"x" * 10_000), None)
+    outbox.shrink()
+    large = path.stat().st_size
+    outbox.remove(outbox.oldest(100)[-1].seq)
+    outbox.shrink()
+    assert path.stat().st_size < large / 4
