@@ -1,0 +1,351 @@
+"""A double of the result backend for the unit tests of applications: everything in memory, no server.
+
+It differs from ``amqp://`` in where records are kept, and in nothing else: encoding, refusal of content types, the
+first SUCCESS, ``forget``, expiry and waiting are those of the real backend, as is its code.
+
+A test that runs tasks in a worker, which is a thread of the test::
+
+    import pytest
+    from celery.contrib.testing.worker import start_worker
+    from celery_hybrid import testing
+
+    from shop.celery import app  # yours
+
+
+    @pytest.fixture(scope="session")
+    def worker():
+        app.conf.update(
+            broker_url="memory://",
+            broker_transport_options={"polling_interval": 0.01},  # looks once a second otherwise
+            result_backend="amqp-memory://",
+        )
+        with start_worker(app, perform_ping_check=False):
+            yield
+
+
+    @pytest.fixture(autouse=True)
+    def fresh_results():
+        yield
+        testing.clear()
+
+
+    def test_totals(worker):
+        sent = app.send_task("shop.total", [[1, 2, 3]])
+        assert sent.get(timeout=10) == 6
+        assert app.AsyncResult(sent.id).state == "SUCCESS"
+
+Without a worker, every task at once and in place::
+
+    app.conf.update(
+        result_backend="amqp-memory://", task_always_eager=True, task_store_eager_result=True
+    )
+
+The settings have to be made before the application first asks for its backend; by ``CELERY_RESULT_BACKEND`` in the
+environment is the surest way.
+
+All applications of a process that name the same store (``amqp-memory://`` or ``amqp-memory://NAME``) share it, as they
+would share RabbitMQ. Other processes do not: the worker's pool has to be ``solo`` or ``threads``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+import threading
+import time
+import weakref
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+import amqp
+from billiard import current_process
+
+from celery_hybrid.archive import Archive
+from celery_hybrid.backend import AMQPBackend
+from celery_hybrid.chords import Chord, ChordKeeper
+from celery_hybrid.content import Meta
+from celery_hybrid.errors import OptionError, ResultStoreError
+from celery_hybrid.index import Key
+from celery_hybrid.options import Options
+from celery_hybrid.publisher import Publisher
+from celery_hybrid.records import CHORD_KINDS, FORGET, GROUP, RESULT, Record, outcome
+from celery_hybrid.replies import Mailbox, Replies
+from celery_hybrid.store import Store
+
+__all__ = ["MemoryBackend", "clear"]
+
+_URL = re.compile(r"amqp-memory://([A-Za-z0-9_.-]*)/?")
+
+
+class Memory:
+    """What RabbitMQ is to the real backend.
+
+    Attributes:
+        chords: those under way, by the id of their group.
+        dead_letters: routing key and message of each.
+    """
+
+    def __init__(self) -> None:
+        self.chords: dict[str, Chord] = {}
+        self.dead_letters: list[tuple[str, amqp.Message]] = []
+        self._lock = threading.Lock()
+        self._records: dict[Key, list[Record]] = {}
+        self._mailboxes: weakref.WeakValueDictionary[str, Mailbox] = weakref.WeakValueDictionary()
+
+    def clear(self) -> None:
+        """Forget all of it. Who listens goes on listening."""
+        with self._lock:
+            self._records.clear()
+            self.chords.clear()
+            self.dead_letters.clear()
+
+    def after_fork(self) -> None:
+        """Begin anew in a child: another thread of the parent may have held the lock, and nobody listens here."""
+        self._lock = threading.Lock()
+        self._mailboxes = weakref.WeakValueDictionary()
+
+    def add(self, record: Record, reply_to: str | None) -> None:
+        """Keep a record, and bring it to the one who waits for it."""
+        record = _transmitted(record, reply_to)
+        with self._lock:
+            records = self._records.setdefault(record.key, [])
+            record = dataclasses.replace(record, offset=len(records))
+            records.append(record)
+            mailbox = self._mailboxes.get(reply_to) if reply_to else None
+        if mailbox is not None:
+            mailbox.deliver(record)
+
+    def outcomes(self, keys: Iterable[Key], expires: float | None) -> dict[Key, Record]:
+        """Return the records that hold for those keys that have one."""
+        now = time.time()
+        found: dict[Key, Record] = {}
+        with self._lock:
+            for key in keys:
+                visible = [record for record in self._records.get(key, ()) if not record.expired(expires, now)]
+                held = functools.reduce(outcome, visible, None)
+                if held is not None and held.kind != FORGET:
+                    found[key] = held
+        return found
+
+    def count(self, record: Record, meta: Callable[[Record], Meta]) -> Chord | None:
+        """Take a record of a chord into account; return the chord when that was the last one missing, once.
+
+        Args:
+            record: the record.
+            meta: decodes one.
+        """
+        record = _transmitted(record)
+        with self._lock:
+            chord = self.chords.setdefault(record.group, Chord())
+            chord.add(record, meta)
+            return self.chords.pop(record.group) if chord.complete else None
+
+    def listen(self, reply_to: str, mailbox: Mailbox) -> None:
+        """Push to a mailbox from now on what is addressed to it."""
+        with self._lock:
+            self._mailboxes[reply_to] = mailbox
+
+    def leave(self, reply_to: str) -> None:
+        """Push to an address no more."""
+        with self._lock:
+            self._mailboxes.pop(reply_to, None)
+
+
+# The parts of a store in memory have the interfaces of the real ones, but none of their connections: so each is made
+# without its base's __init__.
+
+
+class MemoryChords(ChordKeeper):
+    """Counts the parts of chords in the thread that stores them; there is none of its own."""
+
+    def __init__(self, memory: Memory, app: weakref.ref[Any]) -> None:
+        self._memory = memory
+        self._app = app
+        self._chords = memory.chords
+
+    def count(self, record: Record) -> None:
+        """Take a record of a chord into account, and start the body behind the last one."""
+        chord = self._memory.count(record, self._decode)
+        app = self._app()
+        if chord is not None and app is not None:
+            self._finish(app, record.group, chord)
+
+    def start(self, wait: bool = True) -> bool:  # noqa: ARG002 - there is nothing to start
+        """Tell that parts are counted."""
+        return True
+
+    def stop(self) -> None:
+        """There is nothing to stop."""
+
+    def abandon(self) -> None:
+        """There is nothing to abandon."""
+
+
+class MemoryPublisher(Publisher):
+    """Keeps records in memory."""
+
+    def __init__(self, memory: Memory, chords: MemoryChords) -> None:
+        self._memory = memory
+        self._chords = chords
+
+    def publish(
+        self,
+        record: Record,
+        reply_to: str | None = None,
+        patience: float | None = None,  # noqa: ARG002 - nothing to wait for
+    ) -> None:
+        """Keep a record.
+
+        Raises:
+            ResultStoreError: this is a process of a prefork pool, whose memory nobody else sees.
+        """
+        # Celery calls a solo pool's process one of its children, billiard does not.
+        if current_process().name != "MainProcess":
+            raise ResultStoreError(
+                "amqp-memory:// keeps results in one process, and this is a child of a pool: run the worker with "
+                "--pool solo or --pool threads."
+            )
+        if record.kind in CHORD_KINDS:
+            self._chords.count(record)
+        else:
+            self._memory.add(record, reply_to)
+
+    def dead_letter(self, message: amqp.Message, routing_key: str) -> None:
+        """Keep a dead letter."""
+        self._memory.dead_letters.append((routing_key, message))
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+    def abandon(self) -> None:
+        """There is nothing to abandon."""
+
+
+class MemoryArchive(Archive):
+    """Looks up what is kept in memory."""
+
+    def __init__(self, memory: Memory, expires: float | None) -> None:
+        self._memory = memory
+        self._expires = expires
+
+    def result(self, task_id: str) -> Record | None:
+        """Return the record that holds for a task, or None."""
+        return self._memory.outcomes([(RESULT, task_id)], self._expires).get((RESULT, task_id))
+
+    def group(self, group_id: str) -> Record | None:
+        """Return the record of a group, or None."""
+        return self._memory.outcomes([(GROUP, group_id)], self._expires).get((GROUP, group_id))
+
+    def results(
+        self,
+        task_ids: Collection[str],
+        max_age: float | None = None,  # noqa: ARG002 - always new
+        timeout: float | None = None,  # noqa: ARG002 - always at once
+    ) -> dict[str, Record]:
+        """Return the records that hold for those tasks that have one."""
+        found = self._memory.outcomes([(RESULT, task_id) for task_id in task_ids], self._expires)
+        return {key[1]: record for key, record in found.items()}
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+    def abandon(self) -> None:
+        """There is nothing to abandon."""
+
+
+class MemoryReplies(Replies):
+    """Has records pushed by the thread that stores them; there is none of its own."""
+
+    def __init__(self, memory: Memory, reply_to: str, mailbox: Mailbox) -> None:
+        self._memory = memory
+        self._reply_to = reply_to
+        self._mailbox = mailbox
+        self._listening = threading.Event()
+        self.generation = 0
+        self.failure = None
+
+    def start(self, wait: bool = True) -> bool:  # noqa: ARG002 - it is there at once
+        """Begin to receive; also after a worker in this process has ended, and closed what was open."""
+        if not self.listening:
+            self._memory.listen(self._reply_to, self._mailbox)
+            self.generation += 1
+            self._listening.set()
+        return True
+
+    def stop(self) -> None:
+        """Receive no more, until the next start."""
+        self._listening.clear()
+        self._memory.leave(self._reply_to)
+        self._mailbox.unsure()
+
+    def abandon(self) -> None:
+        """There is nothing to abandon."""
+
+
+class MemoryStore(Store):
+    """The store of one application, in the memory of its process."""
+
+    def __init__(self, app: Any, url: str, options: Options, expires: float | None) -> None:
+        self.memory = memory_of(url)
+        # Parsed by the real store, connected to by nobody.
+        super().__init__(app, "amqp://nowhere", options, expires)
+
+    def _assemble(self, reply_to: str) -> None:
+        super()._assemble(reply_to)
+        self.chords = chords = MemoryChords(self.memory, self._app)
+        self.publisher = MemoryPublisher(self.memory, chords)
+        self.archive = MemoryArchive(self.memory, self._expires)
+        self.replies = MemoryReplies(self.memory, reply_to, self.mailbox)
+
+    def _outbox(self) -> None:
+        """There is no outage to outlive."""
+
+
+class MemoryBackend(AMQPBackend):
+    """``amqp-memory://``: the backend ``amqp://`` without RabbitMQ."""
+
+    #: Nothing survives the process.
+    persistent = False
+    store_class = MemoryStore
+
+
+def _transmitted(record: Record, reply_to: str | None = None) -> Record:
+    """Return a record as it would come back from RabbitMQ."""
+    return Record.from_message(record.to_message(reply_to))
+
+
+def memory_of(url: str) -> Memory:
+    """Return what a URL names; it begins empty.
+
+    Raises:
+        OptionError: it is not written ``amqp-memory://`` or ``amqp-memory://NAME``.
+    """
+    match = _URL.fullmatch(url)
+    if match is None:
+        raise OptionError("result_backend: write it as amqp-memory:// or amqp-memory://NAME, without anything else.")
+    with _memories_lock:
+        return _memories.setdefault(match[1], Memory())
+
+
+def clear() -> None:
+    """Forget every result of ``amqp-memory://`` in this process: between two tests."""
+    with _memories_lock:
+        memories = list(_memories.values())
+    for memory in memories:
+        memory.clear()
+
+
+def _after_fork() -> None:
+    global _memories_lock
+    _memories_lock = threading.Lock()
+    for memory in _memories.values():
+        memory.after_fork()
+
+
+_memories: dict[str, Memory] = {}
+_memories_lock = threading.Lock()
+
+# After the stores, whose handler was registered when their module was imported.
+os.register_at_fork(after_in_child=_after_fork)
