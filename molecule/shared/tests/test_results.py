@@ -88,6 +88,14 @@ def test_dead_letters_have_a_durable_bounded_home(api):
     )
 
 
+def test_parts_of_chords_are_counted_by_one_worker_at_a_time(api):
+    queue = api("queues/celery/celery.chords")
+    assert (queue["durable"], queue["policy"]) == (True, "celery.chords")
+    assert queue["arguments"]["x-single-active-consumer"] is True
+    assert len(queue["consumer_details"]) >= 1
+    assert sum(consumer["active"] for consumer in queue["consumer_details"]) == 1
+
+
 def test_results_expire_by_policy(api):
     policies = {policy["name"]: policy for policy in api("policies/celery")}
     assert policies["celery.results"]["definition"]["max-age"] == "86400s"

@@ -43,12 +43,12 @@ def setting(name):
 
 
 def facts():
-    def queue(name, kind, policy):
+    def queue(name, kind, policy, **arguments):
         return {
             "name": name,
             "durable": True,
             "auto_delete": False,
-            "arguments": {"x-queue-type": kind},
+            "arguments": {"x-queue-type": kind, **arguments},
             "effective_policy_definition": policy,
         }
 
@@ -63,9 +63,10 @@ def facts():
         "host": "results1",
         "exchanges": [exchange("celery.results", "direct"), exchange("celery.dlx", "topic")],
         "queues": [queue("celery.dead_letters", "quorum", {})]
+        + [queue("celery.chords", "classic", {}, **{"x-single-active-consumer": True})]
         + [queue(name, "stream", {"max-age": "86400s"}) for name in streams],
         "bindings": [binding("celery.dlx", "celery.dead_letters", "#")]
-        + [binding("celery.results", name, name) for name in streams],
+        + [binding("celery.results", name, name) for name in [*streams, "celery.chords"]],
         "policies": [],
     }
 
