@@ -85,21 +85,29 @@ class Memory:
     Attributes:
         chords: those under way, by the id of their group.
         dead_letters: routing key and message of each.
+        backends: those that keep their records here.
     """
 
     def __init__(self) -> None:
         self.chords: dict[str, Chord] = {}
         self.dead_letters: list[tuple[str, amqp.Message]] = []
+        self.backends: weakref.WeakSet[MemoryBackend] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._records: dict[Key, list[Record]] = {}
         self._mailboxes: weakref.WeakValueDictionary[str, Mailbox] = weakref.WeakValueDictionary()
 
     def clear(self) -> None:
-        """Forget all of it. Who listens goes on listening."""
+        """Forget all of it, also what backends remember of it. Who listens goes on listening."""
         with self._lock:
+            known, mailboxes = list(self._records), list(self._mailboxes.values())
             self._records.clear()
             self.chords.clear()
             self.dead_letters.clear()
+        for mailbox in mailboxes:
+            for _, record_id in known:
+                mailbox.take(record_id)
+        for backend in list(self.backends):
+            backend._cache.clear()
 
     def after_fork(self) -> None:
         """Begin anew in a child: another thread of the parent may have held the lock, and nobody listens here."""
@@ -309,6 +317,10 @@ class MemoryBackend(AMQPBackend):
     #: Nothing survives the process.
     persistent = False
     store_class = MemoryStore
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        memory_of(self.url).backends.add(self)
 
 
 def _transmitted(record: Record, reply_to: str | None = None) -> Record:

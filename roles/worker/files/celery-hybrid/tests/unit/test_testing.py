@@ -49,8 +49,21 @@ def replaced(self, x):
     raise self.replace(self.app.signature("double.add", (x, 1)))
 
 
+def adding(self, x):
+    self.add_to_chord(self.app.signature("double.add", (x, x)))
+    return x
+
+
 GATES: dict[str, threading.Event] = {}
-TASKS = [(add, {}), (total, {}), (fail, {}), (hold, {}), (progress, {"bind": True}), (replaced, {"bind": True})]
+TASKS = [
+    (add, {}),
+    (total, {}),
+    (fail, {}),
+    (hold, {}),
+    (progress, {"bind": True}),
+    (replaced, {"bind": True}),
+    (adding, {"bind": True}),
+]
 
 
 def make_application(**settings):
@@ -208,11 +221,17 @@ def test_compression(make_app):
     assert app.backend.store.archive.result("id").compression == "application/x-gzip"
 
 
-def test_clear_forgets_everything(make_app):
-    app = make_app()
-    store(app, "id", 1)
+@pytest.mark.parametrize("cached", [1000, -1])
+def test_clear_forgets_everything(make_app, cached):
+    app = make_app(result_cache_max=cached)
+    sent = app.tasks["double.add"].apply_async((1, 1), task_id="id")
+    request = type("Request", (), {"reply_to": app.backend.store.reply_to})()
+    app.backend.store_result("id", 1, "SUCCESS", request=request)
+    assert app.AsyncResult("id").state == "SUCCESS"
     testing.clear()
     assert app.AsyncResult("id").state == "PENDING"
+    with pytest.raises(CeleryTimeoutError):
+        sent.get(timeout=0.2)
 
 
 # Waiting
@@ -302,7 +321,7 @@ def test_a_callback_of_then(worked, task):
     assert done == [2]
 
 
-@pytest.mark.parametrize("size", [1, 2, 25])
+@pytest.mark.parametrize("size", [1, 2, 10])
 def test_a_chord_ends_soon(task, size):
     """Not by polling, whose first look comes after a second."""
     begun = time.monotonic()
@@ -323,10 +342,14 @@ def test_a_chord_whose_part_fails(task):
         sent.get(timeout=20, follow_parents=False)
 
 
-def test_a_chord_again_with_the_same_signature(worked, task):
-    frozen = chord([task("add").s(1, 1), task("add").s(2, 2)], task("total").s())
-    assert [frozen().get(timeout=20), frozen().get(timeout=20)] == [6, 6]
-    assert not worked.backend.store.memory.chords
+def test_nothing_is_left_of_chords(worked, task):
+    header = [task("add").s(1, 1), task("add").s(2, 2)]
+    assert [chord(header, task("total").s())().get(timeout=20) for _ in range(3)] == [6, 6, 6]
+    assert worked.backend.store.memory.chords == {}
+
+
+def test_a_task_that_is_added_to_a_running_chord(task):
+    assert chord([task("adding").s(5), task("add").s(1, 1)], task("total").s())().get(timeout=20) == 5 + 2 + 10
 
 
 # Without a worker
