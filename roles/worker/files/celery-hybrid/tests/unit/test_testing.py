@@ -173,6 +173,7 @@ def test_forget_hides_what_was_and_not_what_comes(make_app):
     store(app, "id", 1)
     app.AsyncResult("id").forget()
     assert app.AsyncResult("id").state == "PENDING"
+    assert app.backend.store.memory.dead_letters == []  # hidden, not refused
     store(app, "id", 2)
     assert app.AsyncResult("id").result == 2
 
