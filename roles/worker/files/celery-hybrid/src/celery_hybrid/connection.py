@@ -30,6 +30,7 @@ from celery_hybrid.errors import (
 )
 from celery_hybrid.options import Options
 from celery_hybrid.urls import Server
+from celery_hybrid.wire import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -58,35 +59,37 @@ class Servers:
         # Each process begins with another host, so that a cluster shares the load.
         self._current = random.randrange(len(servers))  # noqa: S311 - spreads load, protects nothing
 
-    def connect(self, purpose: str, timeout: float | None = None) -> amqp.Connection:
+    def connect(self, purpose: str, timeout: float | None = None) -> Connection:
         """Return a new connection to the host that worked last, else to the next that answers.
 
         Args:
             purpose: shown in RabbitMQ's list of connections.
-            timeout: seconds for each host; ``connect_timeout`` when it is shorter.
+            timeout: seconds for all hosts together; each gets ``connect_timeout`` at most. The connection keeps to
+                it until its ``deadline`` is changed.
 
         Raises:
             ResultStoreUnreachableError: no host answered.
             ResultStoreError: a host refused the login or the vhost.
         """
-        limit = self._options.connect_timeout
-        if timeout is not None:
-            limit = max(0.05, min(limit, timeout))
+        deadline = None if timeout is None else time.monotonic() + timeout
         failures: list[str] = []
         for _ in self._servers:
             server = self._servers[self._current]
             try:
                 with translated(f"RabbitMQ at {server}"):
-                    return self._connect(server, purpose, limit)
+                    return self._connect(server, purpose, deadline)
             except ResultStoreUnreachableError as exc:
                 failures.append(str(exc))
                 self._current = (self._current + 1) % len(self._servers)
         raise ResultStoreUnreachableError(" ".join(failures))
 
-    def _connect(self, server: Server, purpose: str, limit: float) -> amqp.Connection:
+    def _connect(self, server: Server, purpose: str, deadline: float | None) -> Connection:
         options = self._options
+        limit = options.connect_timeout
+        if deadline is not None:
+            limit = max(0.01, min(limit, deadline - time.monotonic()))
         name = options.connection_name or f"celery-hybrid@{socket.gethostname()}:{os.getpid()}"
-        connection = amqp.Connection(
+        connection = Connection(
             host=server.address,
             userid=server.user,
             password=server.password,
@@ -99,6 +102,7 @@ class Servers:
             socket_settings=_KEEPALIVE,
             client_properties={"connection_name": f"{name} {purpose}", "product": "celery-hybrid"},
         )
+        connection.deadline = deadline
         connection.connect()
         # The bound for every read and write that gives none of its own; it holds under gevent as well, where
         # the kernel's SO_RCVTIMEO does not.
@@ -134,7 +138,8 @@ class Link:
         self._purpose = purpose
         self._prepare = prepare
         self._lock = threading.RLock()
-        self._connection: amqp.Connection | None = None
+        self._connection: Connection | None = None
+        self._deadline: float | None = None
 
     @property
     def connected(self) -> bool:
@@ -160,29 +165,47 @@ class Link:
         finally:
             self._lock.release()
 
-    def connection(self, timeout: float | None = None) -> amqp.Connection:
+    @contextlib.contextmanager
+    def until(self, deadline: float) -> Iterator[None]:
+        """Let no read outlast a deadline, by the monotonic clock; only within :meth:`turn`."""
+        self._set_deadline(deadline)
+        try:
+            yield
+        finally:
+            self._set_deadline(None)
+
+    def _set_deadline(self, deadline: float | None) -> None:
+        self._deadline = deadline
+        if self._connection is not None:
+            self._connection.deadline = deadline
+
+    def connection(self, timeout: float | None = None) -> Connection:
         """Return the connection, made if there is none; only within :meth:`turn`.
 
         A RabbitMQ that has just started is given a moment until its streams answer.
 
         Args:
-            timeout: seconds for connecting to each host.
+            timeout: seconds for connecting, and for a first use that is prepared by ``prepare``.
         """
-        deadline = time.monotonic() + (STARTING_SECONDS if timeout is None else min(timeout, STARTING_SECONDS))
+        deadline = None if timeout is None else time.monotonic() + timeout
+        patience = time.monotonic() + (STARTING_SECONDS if timeout is None else min(timeout, STARTING_SECONDS))
         while self._connection is None:
-            connection = self._servers.connect(self._purpose, timeout)
+            remaining = None if deadline is None else deadline - time.monotonic()
+            connection = self._servers.connect(self._purpose, remaining)
             try:
                 if self._prepare is not None:
                     self._prepare(connection)
             except ResultStoreStartingError:
                 discard(connection)
-                if time.monotonic() > deadline:
+                pause = min(0.2, patience - time.monotonic())
+                if pause <= 0:
                     raise
-                time.sleep(0.2)
+                time.sleep(pause)
                 continue
             except BaseException:
                 discard(connection)
                 raise
+            connection.deadline = self._deadline
             self._connection = connection
             HEARTBEATS.watch(self)
         return self._connection

@@ -1,133 +1,278 @@
-"""What one process remembers of the archive, within a bound of memory."""
+"""What one process remembers of the archive, within a bound of memory.
+
+Of every record eight bytes: enough to tell which offset of a stream holds for an id. And whole records, as many as
+the bound leaves room for: those that were asked for. What is not there is read again, at its offset.
+"""
 
 from __future__ import annotations
 
+import struct
+import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from celery_hybrid.records import FORGET, Record, outcome
+from celery import states
+
+from celery_hybrid.records import FORGET, GROUP, RESULT, Record
 
 Key = tuple[str, str]
 
-# Memory that an entry takes beside its record: key, link and entry.
+#: Bytes that the place of one record takes.
+PLACE_BYTES = 8
+
+# The first byte of a place says what lies there, the other seven are of the hash of its key.
+_NOTHING, _OTHER, _SUCCESS, _FORGET = range(4)
+_PLACE = struct.Struct("<Q")
+_HASH_BITS = 0xFFFFFFFFFFFFFF00
+
+# Memory that a kept record takes beside itself: its key and its link.
 _ENTRY_BYTES = 300
+
+# Offsets that share a note about their age.
+_STRETCH = 1024
+
+
+def place(kind: str, subject: str, status: str, record_id: str) -> int:
+    """Return what is remembered of a record: a number of 64 bits, 0 when it is none that is looked up."""
+    if not record_id or subject not in (RESULT, GROUP):
+        return _NOTHING
+    flag = _OTHER
+    if kind == FORGET:
+        flag = _FORGET
+    elif kind == RESULT and status == states.SUCCESS:
+        flag = _SUCCESS
+    # Python's own hash is different in each process, so nobody can choose ids that collide.
+    return hash((subject, record_id)) & _HASH_BITS | flag
+
+
+class Places:
+    """The places of a stretch of one stream, in the order of their offsets.
+
+    Args:
+        begin: the first offset.
+        count: how many.
+    """
+
+    def __init__(self, begin: int, count: int) -> None:
+        self.begin = begin
+        self.newest = 0
+        self._data = bytearray(PLACE_BYTES * count)
+
+    def put(self, offset: int, value: int, timestamp: int) -> None:
+        """Set what lies at an offset."""
+        _PLACE.pack_into(self._data, PLACE_BYTES * (offset - self.begin), value)
+        if timestamp > self.newest:
+            self.newest = timestamp
+
+    @property
+    def end(self) -> int:
+        """The offset behind the last."""
+        return self.begin + len(self._data) // PLACE_BYTES
+
+
+class Ledger:
+    """The places of one partition.
+
+    Attributes:
+        base: the first offset that is remembered.
+        truncated: whether earlier ones were forgotten, to save memory.
+    """
+
+    def __init__(self) -> None:
+        self.base = 0
+        self.truncated = False
+        self._data = bytearray()
+        # (the offset behind them, the newest timestamp of them), to see when all of them are expired.
+        self._stretches: list[tuple[int, int]] = []
+
+    @property
+    def size(self) -> int:
+        """Memory in bytes, with what Python keeps in reserve."""
+        return sys.getsizeof(self._data) + 150 * len(self._stretches)
+
+    @property
+    def end(self) -> int:
+        """The offset behind the last."""
+        return self.base + len(self._data) // PLACE_BYTES
+
+    def extend(self, places: Places) -> None:
+        """Add what comes next."""
+        if not self._data:
+            self.base = places.begin
+        elif places.begin != self.end:
+            raise ValueError(f"{places.begin} is not next after {self.end}")
+        self._data += places._data
+        newest = places.newest
+        if self._stretches:
+            begun = self._stretches[-2][0] if len(self._stretches) > 1 else self.base
+            if places.end - begun <= _STRETCH:
+                newest = max(newest, self._stretches.pop()[1])
+        self._stretches.append((places.end, newest))
+
+    def cut(self, offset: int) -> None:
+        """Drop all before an offset."""
+        offset = min(offset, self.end)
+        if offset > self.base:
+            del self._data[: PLACE_BYTES * (offset - self.base)]
+            self.base = offset
+            self._stretches = [stretch for stretch in self._stretches if stretch[0] > offset]
+
+    def cut_older(self, timestamp: float) -> None:
+        """Drop what lies before all records that are not older than that."""
+        keep = 0
+        while keep < len(self._stretches) and self._stretches[keep][1] < timestamp:
+            keep += 1
+        if keep:
+            self.cut(self._stretches[keep - 1][0])
+            # What was forgotten before is older still.
+            self.truncated = False
+
+    def of(self, key: Key, since: int) -> Iterator[tuple[int, int]]:
+        """Yield (flag, offset) of everything that lies there for a key, which may be another of the same hash."""
+        needle = _PLACE.pack(hash(key) & _HASH_BITS)[1:]
+        data = self._data
+        at = data.find(needle, PLACE_BYTES * max(0, since - self.base))
+        while at >= 0:
+            if at % PLACE_BYTES == 1 and data[at - 1]:
+                yield data[at - 1], self.base + at // PLACE_BYTES
+            at = data.find(needle, at + 1)
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What is known of one id.
-
-    Attributes:
-        record: the outcome of its records, None when there are none.
-        partition: where it is.
-        whole: whether all its records were taken into account.
-    """
+class Known:
+    """What holds for an id: a record, which may be a tombstone, or None when there is none."""
 
     record: Record | None
+
+
+@dataclass(frozen=True)
+class At:
+    """What holds for an id lies at this offset."""
+
+    offset: int
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """The outcome of all records of an id before an offset, after they were all read."""
+
+    record: Record | None
+    upto: int
     partition: int
-    whole: bool
-
-    @property
-    def size(self) -> int:
-        """Memory that it takes, in bytes."""
-        return _ENTRY_BYTES + (self.record.size if self.record is not None else 0)
-
-
-class Evicted:
-    """Which ids were forgotten: a Bloom filter of fixed size, so it never says no to one that was.
-
-    With 2**23 bits and four hashes, 500,000 forgotten ids give some 0.2 % of false alarms, a million 2.4 %.
-    A false alarm costs a scan of one partition, nothing else.
-    """
-
-    BITS = 1 << 23
-
-    def __init__(self) -> None:
-        self._bits: bytearray | None = None
-
-    def add(self, key: Key) -> None:
-        """Note an id."""
-        if self._bits is None:
-            self._bits = bytearray(self.BITS // 8)
-        for position in self._positions(key):
-            self._bits[position >> 3] |= 1 << (position & 7)
-
-    def __contains__(self, key: Key) -> bool:
-        bits = self._bits
-        return bits is not None and all(bits[place >> 3] & (1 << (place & 7)) for place in self._positions(key))
-
-    def _positions(self, key: Key) -> list[int]:
-        # Double hashing with the two halves of Python's own 64 bits.
-        value = hash(key) & 0xFFFFFFFFFFFFFFFF
-        first, second = value >> 32, (value & 0xFFFFFFFF) | 1
-        return [(first + step * second) % self.BITS for step in range(4)]
 
 
 class Index:
-    """Outcomes by id. The least recently used are forgotten when they take more memory than allowed.
+    """What is known of all partitions.
 
     Args:
         limit: bytes.
+        partitions: how many.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, partitions: int) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._clear()
-
-    def _clear(self) -> None:
-        self._entries: OrderedDict[Key, Entry] = OrderedDict()
-        self._evicted = Evicted()
-        self._size = 0
+        self._ledgers = [Ledger() for _ in range(partitions)]
+        # Records by (partition, offset), and outcomes by key; the least recently used first.
+        self._kept: OrderedDict[tuple[int, int] | Key, Record | _Fold] = OrderedDict()
+        self._kept_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._kept)
 
     @property
     def size(self) -> int:
-        """Memory that the entries take, in bytes."""
-        return self._size
+        """Memory in bytes."""
+        return self._kept_bytes + self._places_bytes()
 
-    def get(self, key: Key, partition: int) -> Entry | None:
-        """Return what is known of an id whose partition was read to its end, or None when that is not enough."""
+    def _places_bytes(self) -> int:
+        return sum(ledger.size for ledger in self._ledgers)
+
+    def find(self, key: Key, partition: int) -> Known | At | None:
+        """Return what holds for an id in a partition that was read to its end.
+
+        Returns:
+            None when that takes all records of the id.
+        """
         with self._lock:
-            entry = self._entries.get(key)
-            if entry is not None:
-                self._entries.move_to_end(key)
-                return entry if entry.whole else None
-            return None if key in self._evicted else Entry(None, partition, whole=True)
+            ledger = self._ledgers[partition]
+            since, kept, decided = ledger.base, None, not ledger.truncated
+            fold = self._kept.get(key)
+            if isinstance(fold, _Fold) and fold.upto >= ledger.base:
+                self._kept.move_to_end(key)
+                since, kept, decided = fold.upto, fold.record, True
+            # As in records.outcome: the first SUCCESS stays, else the latest holds, and a tombstone hides them all.
+            success = kept is not None and kept.kind == RESULT and kept.status == states.SUCCESS
+            offset: int | None = None
+            for flag, candidate in ledger.of(key, since):
+                if flag == _FORGET:
+                    offset, success, decided = candidate, False, True
+                elif not success:
+                    offset, success = candidate, flag == _SUCCESS
+            if not decided:
+                return None
+            if offset is None:
+                return Known(kept)
+            record = self._kept.get((partition, offset))
+            if not isinstance(record, Record):
+                return At(offset)
+            self._kept.move_to_end((partition, offset))
+            # Of another key when the hashes collide.
+            return Known(record) if record.key == key else None
 
-    def add(self, record: Record, partition: int) -> None:
-        """Take in a record that came behind all those of its partition that were added before."""
+    def extend(self, partition: int, places: Places) -> None:
+        """Take in what lies next in a partition."""
         with self._lock:
-            entry = self._entries.pop(record.key, None)
-            if entry is not None:
-                self._size -= entry.size
-                merged, whole = outcome(entry.record, record), entry.whole
-            else:
-                merged, whole = record, record.key not in self._evicted
-            # A tombstone hides whatever was forgotten.
-            self._put(record.key, Entry(merged, partition, whole or record.kind == FORGET))
+            ledger = self._ledgers[partition]
+            ledger.extend(places)
+            if self._places_bytes() > self._limit * 3 // 4:
+                longest = max(self._ledgers, key=lambda one: one.size)
+                longest.cut(longest.base + max(1, (longest.end - longest.base) // 4))
+                longest.truncated = True
+            self._shrink()
 
-    def replace(self, key: Key, record: Record | None, partition: int) -> None:
-        """Set what is known of an id after all its records were read again."""
+    def keep(self, partition: int, record: Record) -> None:
+        """Keep a record that is asked for."""
         with self._lock:
-            entry = self._entries.pop(key, None)
-            if entry is not None:
-                self._size -= entry.size
-            self._put(key, Entry(record, partition, whole=True))
+            self._put((partition, record.offset), record)
 
-    def forget_partition(self, partition: int) -> None:
+    def fold(self, key: Key, record: Record | None, upto: int, partition: int) -> None:
+        """Set the outcome of all records of an id before an offset."""
+        with self._lock:
+            self._put(key, _Fold(record, upto, partition))
+
+    def expire(self, partition: int, timestamp: float) -> None:
+        """Forget records that are older than that."""
+        with self._lock:
+            self._ledgers[partition].cut_older(timestamp)
+
+    def restart(self, partition: int) -> None:
         """Forget everything of a partition, because its stream was deleted and made anew."""
         with self._lock:
-            for key in [key for key, entry in self._entries.items() if entry.partition == partition]:
-                self._size -= self._entries.pop(key).size
+            self._ledgers[partition] = Ledger()
+            for name, kept in list(self._kept.items()):
+                if (kept.partition if isinstance(kept, _Fold) else name[0]) == partition:
+                    self._drop(name)
 
-    def _put(self, key: Key, entry: Entry) -> None:
-        self._entries[key] = entry
-        self._size += entry.size
-        while self._size > self._limit and len(self._entries) > 1:
-            old, forgotten = self._entries.popitem(last=False)
-            self._size -= forgotten.size
-            self._evicted.add(old)
+    def _put(self, name: tuple[int, int] | Key, value: Record | _Fold) -> None:
+        self._drop(name)
+        self._kept[name] = value
+        self._kept_bytes += _size(value)
+        self._shrink()
+
+    def _drop(self, name: tuple[int, int] | Key) -> None:
+        value = self._kept.pop(name, None)
+        if value is not None:
+            self._kept_bytes -= _size(value)
+
+    def _shrink(self) -> None:
+        room = self._limit - self._places_bytes()
+        while self._kept_bytes > room and len(self._kept) > 1:
+            self._drop(next(iter(self._kept)))
+
+
+def _size(value: Record | _Fold) -> int:
+    record = value.record if isinstance(value, _Fold) else value
+    return _ENTRY_BYTES + (record.size if record is not None else 0)
