@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 #: Pauses between looks when nothing will be pushed, as in a worker's pool: from the first to poll_interval.
 _UNPUSHED_FIRST = 0.05
 
-#: Seconds that a look may take although the timeout is over, so that get(timeout=0) finds what is there.
+#: Seconds that the first look may take although the timeout is over, so that get(timeout=0) finds what is there.
 _SHORTEST_LOOK = 0.2
 
 
@@ -158,9 +158,10 @@ class ResultConsumer(BaseResultConsumer):
         store = self.backend.store
         generation = store.replies.generation
         lookout = self._lookout(timeout)
+        looked = False
         while not p.ready:
             remaining = None if deadline is None else deadline - time.monotonic()
-            if remaining is not None and remaining <= 0 and not lookout.due():
+            if remaining is not None and remaining <= 0 and (looked or not lookout.due()):
                 raise TimeoutError
             if generation != store.replies.generation:
                 # Something may have been pushed while we were away.
@@ -169,6 +170,7 @@ class ResultConsumer(BaseResultConsumer):
             if lookout.due() and not self._inbox:
                 self._look(remaining)
                 lookout.looked()
+                looked = True
                 if p.ready:
                     return
             pause = max(0.0, min(1.0, lookout.due_at - time.monotonic()))

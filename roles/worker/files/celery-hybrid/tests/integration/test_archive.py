@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -10,9 +11,11 @@ import uuid
 import amqp
 import pytest
 from celery import states
+from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from celery_hybrid import topology, urls
 from celery_hybrid.connection import Servers
+from celery_hybrid.errors import ResultStoreUnreachableError
 from celery_hybrid.names import partition_of
 from celery_hybrid.options import Options
 from celery_hybrid.records import RESULT, Record
@@ -283,3 +286,114 @@ def test_clients_may_not_write_dead_letters(connect):
     channel = connect().channel()
     with pytest.raises(amqp.exceptions.AccessRefused):
         channel.basic_publish(amqp.Message("x"), "celery.dlx", "x", confirm_timeout=5)
+
+
+def read_ahead(app):
+    """Wait until all partitions of an application's archive were read."""
+    archive = app.backend.store.archive
+    end = time.monotonic() + 60
+    while archive._warming is None or archive._warming.is_alive():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return archive
+
+
+def test_the_other_partitions_are_read_ahead(app, make_app):
+    ids = [new_id() for _ in range(100)]
+    for number, task_id in enumerate(ids):
+        app.backend.store_result(task_id, number, states.SUCCESS)
+    reader = make_app()
+    assert reader.AsyncResult(ids[0]).result == 0
+    archive = read_ahead(reader)
+    assert all(partition.next_offset is not None for partition in archive._partitions)
+    scan, archive._scan = archive._scan, None  # nothing is left to be read from the beginning
+    assert [reader.AsyncResult(task_id).result for task_id in ids] == list(range(100))
+    archive._scan = scan
+
+
+def test_nothing_is_read_ahead_where_nobody_asked_by_id(in_process):
+    answer = in_process(
+        "app.send_task('hybrid.nobody', task_id='x')\n"
+        "archive = app.backend.store.archive\n"
+        "answer = [archive._warming is not None, archive._link.connected]"
+    )
+    assert answer == [False, False]
+
+
+def test_a_worker_reads_only_what_it_is_asked_for(in_process):
+    answer = in_process(
+        "from celery import current_app\n"
+        "from celery._state import _task_stack\n"
+        "_task_stack.push(app.tasks['hybrid.add'])\n"
+        "assert app.AsyncResult('x').state == 'PENDING'\n"
+        "archive = app.backend.store.archive\n"
+        "answer = [sum(p.next_offset is not None for p in archive._partitions), archive._warming is not None]"
+    )
+    assert answer == [1, False]
+
+
+def test_a_fork_while_reading_ahead(in_process):
+    answer = in_process(
+        "import os\n"
+        "app.backend.store_result('forked', 7, 'SUCCESS')\n"
+        "assert app.AsyncResult('forked').result == 7\n"
+        "read, write = os.pipe()\n"
+        "if os.fork() == 0:\n"
+        "    app.backend._cache.clear()\n"
+        "    os.write(write, str(app.AsyncResult('forked').result).encode())\n"
+        "    os._exit(0)\n"
+        "answer = [os.read(read, 9).decode(), app.AsyncResult('forked').result]"
+    )
+    assert answer == ["7", 7]
+
+
+def test_a_record_that_was_dropped_is_fetched_from_its_offset(app, make_app):
+    """The index keeps where everything is; the whole records only of what was asked for."""
+    ids = [new_id() for _ in range(60)]
+    for number, task_id in enumerate(ids):
+        app.backend.store_result(task_id, number, states.SUCCESS)
+    reader = make_app(result_cache_max=-1)
+    assert reader.AsyncResult(ids[0]).result == 0
+    archive = read_ahead(reader)
+    assert len(archive.index) < 60
+    archive._read_again = None
+    assert set(archive.results(ids)) == set(ids)
+    app.backend.store_result(ids[1], None, "STARTED")
+    app.backend.forget(ids[2])
+    assert reader.AsyncResult(ids[1]).result == 1
+    assert reader.AsyncResult(ids[2]).state == states.PENDING
+
+
+@pytest.fixture
+def stopped(shell):
+    """Stop RabbitMQ's process within a block: the kernel still accepts connections, and nobody answers."""
+
+    @contextlib.contextmanager
+    def stop():
+        shell("kill -STOP $(pgrep -x beam.smp)")
+        try:
+            yield
+        finally:
+            shell("kill -CONT $(pgrep -x beam.smp)")
+
+    return stop
+
+
+@pytest.mark.parametrize("connected", [False, True])
+def test_timeouts_hold_when_rabbitmq_does_not_answer(app, make_app, stopped, connected):
+    app.backend.store_result(task_id := new_id(), 1, states.SUCCESS)
+    reader = make_app(result_cache_max=-1)
+    if connected:
+        assert reader.AsyncResult(task_id).result == 1
+    archive = reader.backend.store.archive
+    with stopped():
+        for _ in range(2):
+            begun = time.monotonic()
+            with pytest.raises(ResultStoreUnreachableError):
+                archive.results([task_id], timeout=1)
+            assert 0.9 < time.monotonic() - begun < 1.1
+            begun = time.monotonic()
+            with pytest.raises(CeleryTimeoutError):
+                reader.AsyncResult(task_id).get(timeout=1)
+            assert 0.9 < time.monotonic() - begun < 1.1
+    assert reader.AsyncResult(task_id).get(timeout=10) == 1
