@@ -22,10 +22,10 @@ INVENTORY = ROOT / "molecule" / "inventory" / "package.yml"
 STATE = ROOT / ".cache" / "hosts"
 PACKAGE = ROOT / "roles" / "worker" / "files" / "celery-hybrid"
 BIN = ROOT / ".venv" / "bin"
-# (host, its address, the Celery releases that run there): RabbitMQ 3.10 is on Debian 12, 4.0 on Debian 13.
+# (host, its address, the environments of tox that run there): RabbitMQ 3.10 is on Debian 12, 4.0 on Debian 13.
 MATRIX = (
     ("debian12", "10.213.20.12", ("celery57",)),
-    ("debian13", "10.213.20.13", ("celery57", "celery55")),
+    ("debian13", "10.213.20.13", ("celery57", "celery55", "examples")),
 )
 
 

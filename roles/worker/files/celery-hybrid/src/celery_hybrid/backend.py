@@ -159,6 +159,7 @@ class AMQPBackend(AsyncBackendMixin, Backend):
             "status": state,
             "result": self.encode_result(result, state),
             "index": request.group_index,
+            "root": request.root_id or request.id,
             "chord": request.chord,
         }
         self._count(request.group, request.id, CHORD_PART, meta)

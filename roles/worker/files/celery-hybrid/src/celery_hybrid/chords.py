@@ -180,6 +180,8 @@ class ChordKeeper(Receiver):
             ResultStoreError: RabbitMQ is away.
         """
         parts = [self._decode(record) for record in chord.parts.values()]
+        # The task that ended last is what the body comes from.
+        parent = parts[-1]
         # The header's own order; tasks that were added come behind, as they arrived.
         parts.sort(key=lambda part: float("inf") if part["index"] is None else part["index"])
         body = maybe_signature(parts[0]["chord"], app=app)
@@ -199,7 +201,8 @@ class ChordKeeper(Receiver):
             app.backend.chord_error_from_stack(body, ChordError(f"Join error: {exc!r}"))
             return
         try:
-            body.delay(results)
+            origin = {"parent_id": parent["task_id"], "root_id": body.options.get("root_id") or parent["root"]}
+            body.apply_async((results,), **origin)
         except (OperationalError, ResultStoreError, OSError):
             raise
         except Exception as exc:

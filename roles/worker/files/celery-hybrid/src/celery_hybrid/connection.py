@@ -98,7 +98,6 @@ class Servers:
             ssl=self._tls(server),
             connect_timeout=limit,
             heartbeat=options.heartbeat,
-            confirm_publish=True,
             socket_settings=_KEEPALIVE,
             client_properties={"connection_name": f"{name} {purpose}", "product": "celery-hybrid"},
         )
@@ -304,20 +303,6 @@ def discard(connection: amqp.Connection | None) -> None:
         os.close(sock.detach())
     with contextlib.suppress(Exception):
         connection.collect()
-
-
-def watch_returns(channel: amqp.Channel) -> list[str]:
-    """Return a list to which the routing key of each message is added that comes back because no queue took it.
-
-    Without such a handler py-amqp raises out of the wait for the confirm, which is then taken for the next message's.
-    """
-    returned: list[str] = []
-
-    def on_return(exc: Exception, exchange: str, routing_key: str, message: amqp.Message) -> None:  # noqa: ARG001
-        returned.append(routing_key)
-
-    channel.events["basic_return"].add(on_return)
-    return returned
 
 
 def farewell(connection: amqp.Connection) -> None:

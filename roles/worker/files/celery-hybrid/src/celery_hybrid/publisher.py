@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable
 
 import amqp
+from celery import states
 
-from celery_hybrid.connection import Link, Servers, translated, watch_returns
+from celery_hybrid.confirms import ConfirmedChannel
+from celery_hybrid.connection import Link, Servers, translated
 from celery_hybrid.errors import ResultStoreUnreachableError, TopologyError
 from celery_hybrid.names import DEAD_LETTER_EXCHANGE, RESULTS_EXCHANGE
 from celery_hybrid.options import Options
@@ -15,6 +17,9 @@ from celery_hybrid.records import Record
 
 #: Seconds that an attempt gets although the time is over.
 _SHORTEST = 0.05
+
+#: STARTED records under way; one more is waited for.
+_UNCONFIRMED = 100
 
 
 class Publisher:
@@ -37,11 +42,13 @@ class Publisher:
         self._options = options
         self._link = Link(servers, purpose, self._prepared)
         self._prepare = prepare
-        self._channel: amqp.Channel | None = None
-        self._returned: list[str] = []
+        self._channel: ConfirmedChannel | None = None
 
     def publish(self, record: Record, reply_to: str | None = None, patience: float | None = None) -> None:
         """Publish a record, and return when it is confirmed.
+
+        A STARTED record is not waited for: it costs each task a round trip, and says nothing that the next record
+        does not. Its confirm is seen with that one.
 
         An idle connection may be dead without our knowing, so a failure on an old one is tried once more on a fresh
         one. The first attempt may have arrived all the same: a record that is there twice changes nothing.
@@ -56,50 +63,47 @@ class Publisher:
             ResultStoreUnreachableError: it was not confirmed in time; whether it arrived is not known.
             ResultStoreError: RabbitMQ refused it.
         """
-        self._send(
-            record.to_message(reply_to), RESULTS_EXCHANGE, record.routing_key(self._options.partitions), patience
-        )
+        message, routing_key = record.to_message(reply_to), record.routing_key(self._options.partitions)
+        self._send(message, RESULTS_EXCHANGE, routing_key, patience, wait=record.status != states.STARTED)
 
     def dead_letter(self, message: amqp.Message, routing_key: str) -> None:
         """Publish a dead letter, and return when it is confirmed; raises what :meth:`publish` does."""
         self._send(message, DEAD_LETTER_EXCHANGE, routing_key, None)
 
-    def _send(self, message: amqp.Message, exchange: str, routing_key: str, patience: float | None) -> None:
+    def _send(
+        self, message: amqp.Message, exchange: str, routing_key: str, patience: float | None, wait: bool = True
+    ) -> None:
         turn = 2 * (self._options.connect_timeout + self._options.confirm_timeout) if patience is None else patience
         deadline = None if patience is None else time.monotonic() + patience
         with self._link.turn(turn):
             fresh = not self._link.connected
             try:
-                self._publish(message, exchange, routing_key, deadline)
+                self._publish(message, exchange, routing_key, deadline, wait)
             except ResultStoreUnreachableError as exc:
                 # A nack says nothing against the connection: a reply queue that is being deleted is enough for one.
                 if fresh and not isinstance(exc.__cause__, amqp.exceptions.MessageNacked):
                     raise
                 if deadline is not None and time.monotonic() >= deadline:
                     raise
-                self._publish(message, exchange, routing_key, deadline)
+                self._publish(message, exchange, routing_key, deadline, wait)
 
-    def _publish(self, message: amqp.Message, exchange: str, routing_key: str, deadline: float | None) -> None:
+    def _publish(
+        self, message: amqp.Message, exchange: str, routing_key: str, deadline: float | None, wait: bool
+    ) -> None:
         remaining = None if deadline is None else max(_SHORTEST, deadline - time.monotonic())
         confirm = self._options.confirm_timeout
         try:
             with translated("storing a result"):
                 self._link.connection(remaining)
                 assert self._channel is not None  # noqa: S101 - made by _prepared
-                self._returned.clear()
-                self._channel.basic_publish(
-                    message,
-                    exchange,
-                    routing_key,
-                    mandatory=True,
-                    confirm_timeout=confirm if remaining is None else min(confirm, remaining),
-                )
+                number = self._channel.publish(message, exchange, routing_key)
+                if not wait and self._channel.unconfirmed < _UNCONFIRMED:
+                    return
+                taken = self._channel.wait(number, confirm if remaining is None else min(confirm, remaining))
         except BaseException:
-            # py-amqp takes any confirm for that of the message it waits for, so one that comes late would confirm
-            # another message.
             self._link.drop()
             raise
-        if self._returned:
+        if not taken:
             self._link.drop()
             raise TopologyError(
                 f"storing a result: RabbitMQ has nothing bound to the exchange {exchange} with the key {routing_key}. "
@@ -109,9 +113,7 @@ class Publisher:
     def _prepared(self, connection: amqp.Connection) -> None:
         # On every new connection, not only the first: RabbitMQ may have come back without its streams.
         self._prepare(connection)
-        channel = connection.channel()
-        self._returned = watch_returns(channel)
-        self._channel = channel
+        self._channel = ConfirmedChannel(connection)
 
     def close(self) -> None:
         """Close the connection."""

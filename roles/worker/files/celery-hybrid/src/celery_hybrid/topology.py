@@ -8,7 +8,8 @@ from typing import Any
 
 import amqp
 
-from celery_hybrid.connection import HOW_TO_DECLARE, translated, watch_returns
+from celery_hybrid.confirms import ConfirmedChannel
+from celery_hybrid.connection import HOW_TO_DECLARE, translated
 from celery_hybrid.errors import TopologyError
 from celery_hybrid.names import (
     CHORDS_QUEUE,
@@ -51,17 +52,13 @@ def check(connection: amqp.Connection, options: Options) -> None:
                     f"{{'partitions': {partition}}} in every process."
                 ) from exc
         _exists(partial(channel.queue_declare, CHORDS_QUEUE, passive=True), CHORDS_QUEUE, where)
-        returned = watch_returns(channel)
-        surplus = archive_stream(options.partitions)
-        with translated(_CHECKING):
-            channel.basic_publish(
-                Record("", SEED, subject=SEED).to_message(),
-                RESULTS_EXCHANGE,
-                surplus,
-                mandatory=True,
-                confirm_timeout=options.confirm_timeout,
-            )
-    if not returned:
+    surplus = archive_stream(options.partitions)
+    with translated(_CHECKING):
+        asking = ConfirmedChannel(connection)
+        number = asking.publish(Record("", SEED, subject=SEED).to_message(), RESULTS_EXCHANGE, surplus)
+        taken = asking.wait(number, options.confirm_timeout)
+        asking.close()
+    if taken:
         raise TopologyError(
             f"RabbitMQ has more result streams in {where} than the {options.partitions} that are configured: {surplus} "
             f"exists. Set {SETTING} = {{'partitions': N}} to their number, the same in every process."

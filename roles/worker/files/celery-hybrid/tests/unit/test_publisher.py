@@ -8,6 +8,7 @@ import amqp
 import pytest
 
 from celery_hybrid import connection
+from celery_hybrid.confirms import ConfirmedChannel
 from celery_hybrid.connection import Link, translated
 from celery_hybrid.errors import ResultStoreStartingError, ResultStoreUnreachableError, TopologyError
 from celery_hybrid.options import Options
@@ -16,17 +17,46 @@ from celery_hybrid.records import RESULT, Record
 
 
 class Channel:
-    """A channel that fails as it is told, and remembers what it kept."""
+    """A channel of a server that fails, nacks or returns as it is told, and remembers what it kept."""
 
-    def __init__(self, failures: list[Exception], kept: list[str]) -> None:
-        self.failures = failures
-        self.kept = kept
-        self.events: dict[str, set[Any]] = {"basic_return": set()}
+    def __init__(self, server: Servers) -> None:
+        self.server = server
+        self.number = 0
+        self.events: dict[str, set[Any]] = {"basic_return": set(), "basic_ack": set(), "basic_nack": set()}
+        self.pending: list[tuple[str, tuple[Any, ...]]] = []
 
-    def basic_publish(self, message: amqp.Message, exchange: str, routing_key: str, **_: Any) -> None:
-        if self.failures:
-            raise self.failures.pop(0)
-        self.kept.append(routing_key)
+    def confirm_select(self) -> None:
+        pass
+
+    def basic_publish(self, message: amqp.Message, exchange: str, routing_key: str, mandatory: bool) -> None:
+        assert mandatory
+        failure = self.server.failures.pop(0) if self.server.failures else None
+        if failure is not None and not isinstance(failure, amqp.exceptions.MessageNacked):
+            raise failure
+        self.number += 1
+        if self.server.no_queue:
+            self.pending.append(("basic_return", (None, exchange, routing_key, message)))
+        self.pending.append(("basic_nack" if failure else "basic_ack", (self.number, False)))
+        if failure is None:
+            self.server.kept.append(routing_key)
+
+    def drain(self) -> None:
+        if not self.pending:
+            raise TimeoutError
+        name, arguments = self.pending.pop(0)
+        for handler in self.events[name]:
+            handler(*arguments)
+
+
+class Connection:
+    def __init__(self, server: Servers) -> None:
+        self.made = Channel(server)
+
+    def channel(self) -> Channel:
+        return self.made
+
+    def drain_events(self, timeout: float) -> None:
+        self.made.drain()
 
 
 class Servers:
@@ -36,10 +66,11 @@ class Servers:
         self.failures = list(failures)
         self.kept: list[str] = []
         self.connections = 0
+        self.no_queue = False
 
     def connect(self, purpose: str, timeout: float | None = None) -> Any:
         self.connections += 1
-        return type("Connection", (), {"channel": lambda _: Channel(self.failures, self.kept)})()
+        return Connection(self)
 
 
 def publish(servers: Servers, times: int = 1) -> None:
@@ -77,14 +108,45 @@ def test_an_idle_connection_that_is_dead_is_replaced() -> None:
     assert (len(servers.kept), servers.connections) == (2, 2)
 
 
-def test_a_record_that_no_stream_took_is_not_called_stored(monkeypatch: pytest.MonkeyPatch) -> None:
-    def comes_back(self: Channel, message: amqp.Message, exchange: str, routing_key: str, **_: Any) -> None:
-        for handler in self.events["basic_return"]:
-            handler(None, exchange, routing_key, message)
-
-    monkeypatch.setattr(Channel, "basic_publish", comes_back)
+def test_a_record_that_no_stream_took_is_not_called_stored() -> None:
+    servers = Servers()
+    servers.no_queue = True
     with pytest.raises(TopologyError, match="nothing bound to the exchange"):
-        publish(Servers())
+        publish(servers)
+
+
+def test_started_is_not_waited_for_and_its_confirm_is_not_taken_for_another() -> None:
+    servers = Servers()
+    channel = ConfirmedChannel(servers.connect(""))
+    server = channel._channel
+    publisher = Publisher(servers, Options(), lambda _: None)  # type: ignore[arg-type]
+    publisher._link.connection()
+    publisher._channel = channel
+    publisher.publish(Record("id", RESULT, status="STARTED"))
+    assert len(server.pending) == 1
+    server.pending.clear()  # its confirm is late
+    publisher.publish(Record("id", RESULT, status="SUCCESS"))
+    assert channel.unconfirmed == 1
+    server.pending.append(("basic_ack", (1, False)))
+    server.drain()
+    assert channel.unconfirmed == 0
+
+
+def test_many_confirms_at_once_and_in_any_order() -> None:
+    channel = ConfirmedChannel(Servers().connect(""))
+    server = channel._channel
+    numbers = [channel.publish(amqp.Message(b""), "", "") for _ in range(4)]
+    server.pending = [("basic_ack", (4, False)), ("basic_ack", (2, True)), ("basic_nack", (3, False))]
+    assert channel.wait(numbers[3], 1)
+    assert channel.unconfirmed == 3
+    assert channel.wait(numbers[0], 1)
+    assert channel.wait(numbers[1], 1)
+    with pytest.raises(amqp.exceptions.MessageNacked):
+        channel.wait(numbers[2], 1)
+    late = channel.publish(amqp.Message(b""), "", "")
+    server.pending.clear()
+    with pytest.raises(TimeoutError):
+        channel.wait(late, 0.01)
 
 
 @pytest.mark.parametrize(
