@@ -151,6 +151,32 @@ class Report:
             [*rows, *self._failures(failed, 6)],
         )
 
+    def task_costs(self, rounds: dict[str, list[dict[str, float]]], count: int) -> None:
+        """Case 2 as well: processor seconds by process, by round."""
+        rows = []
+        ours = [sum(cpu.values()) for cpu in rounds[OURS]]
+        who = next(list(values[0]) for values in rounds.values() if values)
+        for name, values in rounds.items():
+            if not values:
+                continue
+            totals = [sum(cpu.values()) for cpu in values]
+            costs = [1000 * statistics.median(cpu[one] for cpu in values) / count for one in who]
+            rows.append(
+                [
+                    self._labels[name],
+                    *map(number, costs),
+                    number(1000 * statistics.median(totals) / count),
+                    "" if name == OURS else ratio(ratios(totals, ours)),
+                ]
+            )
+        self._section(
+            "What a task takes of the processors",
+            "Milliseconds of processor time for each task of the case before. Where clients, workers and servers\n"
+            "share the cores, the sum is what limits the tasks per second; other load changes it far less than these.",
+            ["results in", *who, "sum", "ratio"],
+            rows,
+        )
+
     def round_trips(self, times: dict[str, list[list[float]]], failed: dict[str, str]) -> None:
         """Case 3: milliseconds of each call, by round."""
         rows = []

@@ -54,10 +54,10 @@ PAIR = ("hybrid", "redis")
 class Size:
     """How much is measured."""
 
-    store_rounds: int = 15
-    stores: int = 300
-    task_rounds: int = 3
-    tasks: int = 5000
+    store_rounds: int = 11
+    stores: int = 1000
+    task_rounds: int = 5
+    tasks: int = 1000
     trip_rounds: int = 5
     trips: int = 100
     live: int = 100_000
@@ -67,7 +67,9 @@ class Size:
     queues: int = 2000
 
 
-QUICK = Size(store_rounds=5, task_rounds=1, tasks=500, trip_rounds=2, live=20_000, processes=1, idle=10.0, queues=200)
+QUICK = Size(
+    store_rounds=5, stores=500, task_rounds=2, tasks=250, trip_rounds=2, live=20_000, processes=1, idle=10.0, queues=200
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +230,11 @@ class Servers:
         redis = re.search(r"v=(\S+)", self.shell("redis-server --version"))
         return f"{system}, RabbitMQ {rabbitmq}, Redis {redis[1] if redis else '?'}"
 
+    def cpu(self) -> dict[str, float]:
+        """Return the processor seconds that each server has taken so far."""
+        script = "cat /proc/$(pgrep -o -x beam.smp)/stat /proc/$(pgrep -o -x redis-server)/stat"
+        return dict(zip(("RabbitMQ", "Redis"), map(cpu_of, self.shell(script).splitlines()), strict=True))
+
     def memory(self) -> dict[str, float]:
         """Return MiB of memory and disk that the servers take."""
         script = "ps -o rss= -C beam.smp; du -sk /var/lib/rabbitmq | cut -f1; du -sk /var/lib/redis | cut -f1"
@@ -250,13 +257,15 @@ def pss(pid: int) -> float:
     return int(found[1]) / 1024 if found else 0.0
 
 
+def cpu_of(stat: str) -> float:
+    """Return the processor seconds in a line of ``/proc/PID/stat``."""
+    fields = stat.rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def cpu_seconds(pids: Sequence[int]) -> float:
     """Return the processor time that processes have taken so far."""
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return sum(cpu_of(Path(f"/proc/{pid}/stat").read_text()) for pid in pids)
 
 
 def segments(pids: Sequence[int]) -> dict[str, int]:
@@ -309,7 +318,7 @@ class Bench:
             self.turns(clients, 1, lambda probe: probe("tasks", 50))
             begun = {name: (pss(clients[name].pid), max(map(pss, workers[name].pids[1:]))) for name in PAIR}
             self.stores(clients)
-            self.tasks(clients)
+            self.tasks(clients, workers)
             self.round_trips(clients)
             for name in PAIR:
                 label, (client, child) = self.sides[name].label, begun[name]
@@ -347,11 +356,24 @@ class Bench:
                     rates[name].append(rate)
         self.report.stores(rates, count)
 
-    def tasks(self, clients: dict[str, Probe]) -> None:
-        """Many tasks from end to end."""
+    def tasks(self, clients: dict[str, Probe], workers: dict[str, Worker]) -> None:
+        """Many tasks from end to end, and what they take of the processors."""
         say("tasks from end to end")
-        seconds = self.turns(clients, self.size.task_rounds, lambda probe: probe("tasks", self.size.tasks))
+
+        def spent(probe: Probe) -> dict[str, float]:
+            main, *children = workers[probe.side.name].pids
+            mine = {"client": [probe.pid], "worker": [main], "its children": children}
+            return {who: cpu_seconds(pids) for who, pids in mine.items()} | self.servers.cpu()
+
+        def measure(probe: Probe) -> tuple[float, dict[str, float]]:
+            before = spent(probe)
+            seconds = probe("tasks", self.size.tasks)
+            return seconds, {who: cpu - before[who] for who, cpu in spent(probe).items()}
+
+        rounds = self.turns(clients, self.size.task_rounds, measure)
+        seconds = {name: [value for value, _ in values] for name, values in rounds.items()}
         self.report.tasks(seconds, self.size.tasks, self.failed)
+        self.report.task_costs({name: [cpu for _, cpu in values] for name, values in rounds.items()}, self.size.tasks)
 
     def round_trips(self, clients: dict[str, Probe]) -> None:
         """One task after the other."""
