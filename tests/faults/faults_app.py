@@ -1,0 +1,143 @@
+# Copyright: (c) 2026, celeryops.hybrid contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The application of the fault scenario, with the settings that the role ``worker`` gives every worker.
+
+Environment: ``FAULTS_BROKER``, ``FAULTS_RESULTS``, ``FAULTS_QUEUE``, ``FAULTS_SEED``, ``FAULTS_NOTES`` (a folder for
+what the processes note), ``FAULTS_VISIBILITY`` (seconds) and ``FAULTS_OPTIONS`` (of the backend, JSON).
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import random
+import re
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from celery import Celery, states
+from kombu import Queue
+
+from celery_hybrid.outbox import Outbox
+from celery_hybrid.records import RESULT, Record
+from celery_hybrid.writer import Writer
+
+TEMPLATE = Path(__file__).resolve().parents[2] / "roles/worker/templates/etc/celery/celeryconfig.py.j2"
+NOTES = Path(os.environ["FAULTS_NOTES"])
+SEED = int(os.environ["FAULTS_SEED"])
+CHORD = 10
+
+_SMALLEST, _LARGEST = 100, 20_000
+_IDS = uuid.UUID("8c7f0b8e-4d0b-4c3a-9a52-0f4d0a3f6f1e")
+
+
+def role_settings() -> dict[str, Any]:
+    """Return the settings of the role that do not depend on its variables, as its template has them now."""
+    constants = re.findall(r"^([a-z]\w+) = ([^{}\n]+)$", TEMPLATE.read_text(), re.MULTILINE)
+    return {name: ast.literal_eval(value) for name, value in constants}
+
+
+app = Celery("faults")
+app.conf.update(
+    role_settings(),
+    broker_url=os.environ["FAULTS_BROKER"],
+    result_backend=os.environ["FAULTS_RESULTS"],
+    result_backend_transport_options=json.loads(os.environ["FAULTS_OPTIONS"]),
+    result_expires=86400,
+    task_default_queue=os.environ["FAULTS_QUEUE"],
+    task_queues=[Queue(os.environ["FAULTS_QUEUE"])],
+    # What a killed worker held comes back within the time of a phase.
+    broker_transport_options={
+        "visibility_timeout": float(os.environ["FAULTS_VISIBILITY"]),
+        "unacked_restore_interval": 1,
+        "unacked_restore_throttle": 1,
+    },
+)
+
+
+# --- what is expected ------------------------------------------------------------------------------
+
+
+def id_of(number: int, what: str = "task") -> str:
+    """Return the id of a task, the same in every process and in every run with this seed."""
+    return str(uuid.uuid5(_IDS, f"{SEED}/{what}/{number}"))
+
+
+def fails(number: int) -> bool:
+    """Tell whether a task ends with an error: one of twenty does."""
+    return random.Random(f"{SEED}/fails/{number}").random() < 0.05  # noqa: S311
+
+
+def value_of(number: int) -> str:
+    """Return what a task returns, or says in its error: 0.1 to 20 KB, small ones as frequent as large ones."""
+    dice = random.Random(f"{SEED}/value/{number}")  # noqa: S311
+    size = _SMALLEST * (_LARGEST / _SMALLEST) ** dice.random()
+    return f"{number}:{dice.randbytes(int(size) // 2).hex()}"
+
+
+def body_of(number: int) -> int:
+    """Return what the body of a chord returns."""
+    return sum(number + part for part in range(CHORD))
+
+
+# --- tasks -----------------------------------------------------------------------------------------
+
+
+def note(what: str, *words: object) -> None:
+    """Append a line to a file of the run; it is there although the process is killed in the next moment."""
+    file = os.open(NOTES / what, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(file, f"{' '.join(map(str, words))}\n".encode())
+    finally:
+        os.close(file)
+
+
+@app.task
+def work(number: int) -> str:
+    """Note that it ran, and return its value or fail."""
+    note("executed", number, f"{time.time():.3f}")
+    if fails(number):
+        raise ValueError(value_of(number))
+    return value_of(number)
+
+
+@app.task
+def part(number: int) -> int:
+    """Return a number, for a chord."""
+    return number
+
+
+@app.task
+def total(numbers: list[int]) -> int:
+    """Return a sum: the body of a chord."""
+    return sum(numbers)
+
+
+# --- which way a result went -----------------------------------------------------------------------
+
+
+def watch() -> None:
+    """Note for each final result whether RabbitMQ took it at once or the outbox did."""
+    add, write = Outbox.add, Writer.write
+    way = threading.local()
+
+    def watched_add(self: Outbox, record: Record, reply_to: str | None, reserve: bool = False) -> None:
+        add(self, record, reply_to, reserve)
+        way.outbox = True
+
+    def watched_write(self: Writer, record: Record, reply_to: str | None = None) -> None:
+        way.outbox = False
+        write(self, record, reply_to)
+        if record.kind == RESULT and record.status in states.READY_STATES:
+            note("stored", record.id, "outbox" if way.outbox else "direct")
+
+    Outbox.add = watched_add
+    Writer.write = watched_write
+
+
+watch()
