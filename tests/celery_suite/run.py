@@ -46,6 +46,7 @@ _KEYS = "reads the keys of the Redis backend"
 #: What is about the inside of the Redis backend, and why; everything else must hold for ours as well.
 REDIS_ONLY = {
     "test_canvas.py::test_chord::test_chord_on_error": _KEYS,
+    "test_canvas.py::test_chord::test_simple_chord_with_a_delay_in_group_save": "delays a step of key/value backends",
     "test_backend_leak_in_fixture_teardown.py::test_fixture_teardown_releases_backend_connections": _POOL,
     "test_redis_backend.py::test_decode_responses_disables_compression": "uses an option of redis-py in the URL",
     "test_redis_backend.py::test_failure_expires": _KEYS,
@@ -66,13 +67,13 @@ class Subject:
         name: what it is called on the command line.
         title: what it is called in the report.
         url: makes ``result_backend``, given the address of the host.
-        deselected: names of tests in ``t/integration`` that are not run.
+        arguments: of pytest, besides those of every run.
     """
 
     name: str
     title: str
     url: Callable[[str], str]
-    deselected: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
 
     @property
     def outcomes(self) -> Path:
@@ -86,7 +87,7 @@ SUBJECTS = (
         "hybrid",
         "amqp://",
         lambda address: f"redis_hybrid:AMQPBackend+amqp://worker:{secret('rabbitmq_worker')}@{address}:5672/celery",
-        tuple(REDIS_ONLY),
+        ("-p", "redis_hybrid", *(f"--deselect=t/integration/{name}" for name in REDIS_ONLY)),
     ),
 )
 
@@ -171,8 +172,7 @@ def run_suite(subject: Subject, folder: Path, address: str, arguments: list[str]
     status = run(
         *(binaries / "python", "-m", "pytest", "-p", "celery.contrib.pytest", "-p", "suite_outcomes"),
         *("-p", "no:cacheprovider", "-v", "--tb=short", "-rN", "--rerun-except", "from pytest-timeout"),
-        *(f"--ignore={IGNORED}", *(f"--deselect=t/integration/{name}" for name in subject.deselected)),
-        *("-o", "testpaths=t/integration", *arguments),
+        *(f"--ignore={IGNORED}", "-o", "testpaths=t/integration", *subject.arguments, *arguments),
         cwd=folder / f"celery-{CELERY}",
         CELERY_SUITE_OUTCOMES=str(subject.outcomes),
         # Tests start "celery" as a command.
