@@ -159,7 +159,14 @@ class AMQPBackend(AsyncBackendMixin, Backend):
             "status": state,
             "result": self.encode_result(result, state),
             "index": request.group_index,
-            "root": request.root_id or request.id,
+            "origin": {
+                "id": request.id,
+                "root_id": request.root_id or request.id,
+                "reply_to": request.reply_to,
+                "delivery_info": {"priority": (request.delivery_info or {}).get("priority")},
+                "stamped_headers": request.stamped_headers,
+                "stamps": request.stamps,
+            },
             "chord": request.chord,
         }
         self._count(request.group, request.id, CHORD_PART, meta)

@@ -9,15 +9,17 @@ next one gets everything again. There is one queue, however many chords there ar
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import amqp
 from celery import states
+from celery._state import _task_stack
 from celery.canvas import maybe_signature
 from celery.exceptions import ChordError
 from celery.result import allow_join_result, result_from_tuple
@@ -26,6 +28,7 @@ from kombu.exceptions import OperationalError
 from celery_hybrid.connection import Servers
 from celery_hybrid.content import Meta
 from celery_hybrid.errors import RecordRefusedError, ResultStoreError
+from celery_hybrid.journal import replay
 from celery_hybrid.names import CHORDS_QUEUE
 from celery_hybrid.options import Options
 from celery_hybrid.receiver import Receiver
@@ -113,6 +116,8 @@ class ChordKeeper(Receiver):
         # What an earlier connection has brought comes again.
         self._chords.clear()
         self._complete.clear()
+        if self._options.survive_power_loss:
+            replay(self._connection, self._options)
         channel.basic_consume(CHORDS_QUEUE, callback=self._received)
 
     def _received(self, message: amqp.Message) -> None:
@@ -180,11 +185,14 @@ class ChordKeeper(Receiver):
             ResultStoreError: RabbitMQ is away.
         """
         parts = [self._decode(record) for record in chord.parts.values()]
-        # The task that ended last is what the body comes from.
-        parent = parts[-1]
+        origin = parts[-1]["origin"]
         # The header's own order; tasks that were added come behind, as they arrived.
         parts.sort(key=lambda part: float("inf") if part["index"] is None else part["index"])
         body = maybe_signature(parts[0]["chord"], app=app)
+        with _within(app, origin):
+            self._send(app, group, chord, parts, body)
+
+    def _send(self, app: Any, group: str, chord: Chord, parts: list[Meta], body: Any) -> None:
         try:
             if chord.shape is not None:
                 results = self._joined(app, chord.shape)
@@ -201,8 +209,7 @@ class ChordKeeper(Receiver):
             app.backend.chord_error_from_stack(body, ChordError(f"Join error: {exc!r}"))
             return
         try:
-            origin = {"parent_id": parent["task_id"], "root_id": body.options.get("root_id") or parent["root"]}
-            body.apply_async((results,), **origin)
+            body.delay(results)
         except (OperationalError, ResultStoreError, OSError):
             raise
         except Exception as exc:
@@ -228,3 +235,19 @@ class ChordKeeper(Receiver):
             error.__cause__ = value if isinstance(value, BaseException) else None
             raise error
         return value
+
+
+@contextlib.contextmanager
+def _within(app: Any, origin: dict[str, Any]) -> Iterator[None]:
+    """Send tasks as if from the one that has ended last: it is the parent of the body, with its root, priority, stamps.
+
+    With Celery's Redis backend it is that task which starts the body.
+    """
+    task = app.tasks["celery.chord"]
+    task.push_request(called_directly=False, children=[], **origin)
+    _task_stack.push(task)
+    try:
+        yield
+    finally:
+        _task_stack.pop()
+        task.pop_request()

@@ -20,6 +20,12 @@ REPLY_PREFIX = "celery.reply."
 CHORDS_QUEUE = "celery.chords"
 """Queue of the parts of chords, bound with its own name. One worker at a time reads it (single active consumer)."""
 
+JOURNAL_QUEUE = "celery.journal"
+"""Quorum queue of the newest records, bound with its own name; used with the option ``survive_power_loss``."""
+
+REPLAYED_EXCHANGE = "celery.journal.replayed"
+"""Exchange that is not durable: it exists when the journal was replayed since RabbitMQ has started."""
+
 DEAD_LETTER_EXCHANGE = "celery.dlx"
 DEAD_LETTER_QUEUE = "celery.dead_letters"
 

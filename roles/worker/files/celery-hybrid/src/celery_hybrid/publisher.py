@@ -63,7 +63,9 @@ class Publisher:
             ResultStoreUnreachableError: it was not confirmed in time; whether it arrived is not known.
             ResultStoreError: RabbitMQ refused it.
         """
-        message, routing_key = record.to_message(reply_to), record.routing_key(self._options.partitions)
+        options = self._options
+        message = record.to_message(reply_to, journal=options.survive_power_loss)
+        routing_key = record.routing_key(options.partitions)
         self._send(message, RESULTS_EXCHANGE, routing_key, patience, wait=record.status != states.STARTED)
 
     def dead_letter(self, message: amqp.Message, routing_key: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import amqp
 from celery import states
 
-from celery_hybrid.names import CHORDS_QUEUE, archive_stream, partition_of, reply_queue
+from celery_hybrid.names import CHORDS_QUEUE, JOURNAL_QUEUE, archive_stream, partition_of, reply_queue
 
 RESULT, GROUP, FORGET, SEED = "result", "group", "forget", "seed"
 
@@ -86,8 +86,8 @@ class Record:
             offset=_number(headers.get("x-stream-offset")),
         )
 
-    def to_message(self, reply_to: str | None = None) -> amqp.Message:
-        """Return the message: persistent, and copied by RabbitMQ to the reply queue of ``reply_to``.
+    def to_message(self, reply_to: str | None = None, journal: bool = False) -> amqp.Message:
+        """Return the message: persistent, and copied by RabbitMQ to the reply queue of ``reply_to`` and the journal.
 
         ``BCC`` is sender-selected distribution (https://www.rabbitmq.com/docs/sender-selected): one publish and one
         confirm for two destinations, and a reply queue that has vanished is no error. ``x-stream-filter-value`` lets
@@ -102,8 +102,11 @@ class Record:
             headers[FORGETS_HEADER] = self.subject
         if self.compression:
             headers["compression"] = self.compression
-        if reply_to:
-            headers["BCC"] = [reply_queue(reply_to)]
+        copies = [reply_queue(reply_to)] if reply_to else []
+        if journal and self.kind not in CHORD_KINDS:
+            copies.append(JOURNAL_QUEUE)
+        if copies:
+            headers["BCC"] = copies
         return amqp.Message(
             self.body,
             type=self.kind,

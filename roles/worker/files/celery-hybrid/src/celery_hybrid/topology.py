@@ -15,12 +15,16 @@ from celery_hybrid.names import (
     CHORDS_QUEUE,
     DEAD_LETTER_EXCHANGE,
     DEAD_LETTER_QUEUE,
+    JOURNAL_QUEUE,
     RESULTS_EXCHANGE,
     SEGMENT_BYTES,
     archive_stream,
 )
 from celery_hybrid.options import SETTING, Options
 from celery_hybrid.records import SEED, Record
+
+#: The kernel writes what is older than half a minute (vm.dirty_expire_centisecs, 30 s by default).
+JOURNAL_SECONDS = 300
 
 _CHECKING = "the result store's objects"
 
@@ -51,7 +55,8 @@ def check(connection: amqp.Connection, options: Options) -> None:
                     f"{exc} If there are meant to be {partition} streams, set {SETTING} = "
                     f"{{'partitions': {partition}}} in every process."
                 ) from exc
-        _exists(partial(channel.queue_declare, CHORDS_QUEUE, passive=True), CHORDS_QUEUE, where)
+        for name in (CHORDS_QUEUE, *([JOURNAL_QUEUE] if options.survive_power_loss else [])):
+            _exists(partial(channel.queue_declare, name, passive=True), name, where)
     surplus = archive_stream(options.partitions)
     with translated(_CHECKING):
         asking = ConfirmedChannel(connection)
@@ -91,6 +96,9 @@ def declare(connection: amqp.Connection, options: Options, expires: float | None
     for partition in range(options.partitions):
         name = archive_stream(partition)
         _declare_queue(connection, name, streams, RESULTS_EXCHANGE, name)
+    if options.survive_power_loss:
+        journal = {"x-queue-type": "quorum", "x-message-ttl": JOURNAL_SECONDS * 1000}
+        _declare_queue(connection, JOURNAL_QUEUE, journal, RESULTS_EXCHANGE, JOURNAL_QUEUE)
     _declare_queue(connection, CHORDS_QUEUE, chords, RESULTS_EXCHANGE, CHORDS_QUEUE)
     _declare_queue(connection, DEAD_LETTER_QUEUE, letters, DEAD_LETTER_EXCHANGE, "#")
 

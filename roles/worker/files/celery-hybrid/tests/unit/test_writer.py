@@ -93,8 +93,9 @@ def test_nobody_overtakes_those_who_wait(write: Any, publisher: Publisher, outbo
 
 def test_an_outage_is_told_once(write: Any, publisher: Publisher, caplog: pytest.LogCaptureFixture) -> None:
     publisher.failure = AWAY
-    for name in "abc":
-        write(name)
+    with caplog.at_level(logging.WARNING):
+        for name in "abc":
+            write(name)
     assert [entry.levelno for entry in caplog.records] == [logging.WARNING]
     assert "RabbitMQ is away." in caplog.text
 

@@ -18,6 +18,7 @@ from .tcp import reach
 EXCHANGE = "celery.results"
 STREAM = "celery.results.{}"
 CHORDS = "celery.chords"
+JOURNAL = "celery.journal"
 DLX = "celery.dlx"
 DEAD_LETTERS = "celery.dead_letters"
 DEFAULT_PARTITIONS = 16
@@ -264,7 +265,7 @@ class Results:
         # Clients bind their reply queues, each by its own name.
         strange = sorted(
             f"{queue} by {key!r}"
-            for queue, key in found - streams - {(CHORDS, CHORDS)}
+            for queue, key in found - streams - {(CHORDS, CHORDS), (JOURNAL, JOURNAL)}
             if not (queue == key and queue.startswith("celery.reply."))
         )
         if missing:
