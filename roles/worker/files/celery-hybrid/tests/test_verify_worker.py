@@ -175,7 +175,7 @@ def test_a_good_deployment_passes_every_check_and_keeps_nothing_in_redis(deploym
     assert failed(found) == {}
     assert deployment.redis_keys() == before
     assert f"SUCCESS by {deployment.node}" in found["canary.roundtrip"]["actual"]
-    assert "application/json, persistent" in found["canary.archive"]["actual"]
+    assert "application/json, in a stream" in found["canary.archive"]["actual"]
 
 
 @pytest.mark.parametrize("scheme", ["rpc", "redis"])

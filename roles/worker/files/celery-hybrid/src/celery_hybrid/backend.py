@@ -114,7 +114,8 @@ class AMQPBackend(AsyncBackendMixin, Backend):
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         meta["task_id"] = task_id
         record = self._codec.encode(task_id, RESULT, meta, status=state)
-        self._store.write(record, _address(request) or self._client_of_chord)
+        pushed = state != states.STARTED or self.options.push_started
+        self._store.write(record, (_address(request) or self._client_of_chord) if pushed else None)
         return result
 
     def _forget(self, task_id: str) -> None:
@@ -135,12 +136,17 @@ class AMQPBackend(AsyncBackendMixin, Backend):
     # Chords
 
     def apply_chord(self, header_result_args: Any, body: Any, **_: Any) -> None:  # noqa: ARG002 - parts carry the body
-        """Note the shape of a chord's results when its header holds groups, before the header is sent."""
-        if isinstance(header_result_args[1], _regen):
-            return  # a generator, which must not be run through beforehand
-        header = self.app.GroupResult(*header_result_args)
-        if any(isinstance(result, GroupResult) for result in header.results):
-            self._count(header.id, header.id, CHORD_SHAPE, {"result": header.as_tuple()})
+        """Note the shape of a chord's results, which matters when its header holds groups.
+
+        Always, and before the header is sent: when RabbitMQ is away, the caller learns it while nothing has begun.
+        """
+        group_id, shape = header_result_args[0], None
+        # A generator must not be run through beforehand.
+        if not isinstance(header_result_args[1], _regen):
+            header = self.app.GroupResult(*header_result_args)
+            if any(isinstance(result, GroupResult) for result in header.results):
+                shape = header.as_tuple()
+        self._count(group_id, group_id, CHORD_SHAPE, {"result": shape})
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
         """Tell how many tasks the header of a chord has."""

@@ -40,6 +40,7 @@ class Options:
         reply_expires: a reply queue disappears when it was unused for so long.
         reply_max_length: a reply queue drops its oldest message beyond this number. Nothing is lost by that:
             the archive has it.
+        push_started: push STARTED to the client as well, for ``get(on_message=…)``; its state can be read in any case.
         survive_power_loss: put each record into the journal as well, so that it survives when the power of a single
             node fails. The same in every process; it costs about half of the speed.
         outbox: file for what RabbitMQ does not take, in the processes of a worker. ``$STATE_DIRECTORY`` of systemd or
@@ -67,6 +68,7 @@ class Options:
     reply_buffer_bytes: int = _option(16 * 1024 * 1024, minimum=0)
     reply_expires: float = _option(1800.0, minimum=10)
     reply_max_length: int = _option(100_000, minimum=1)
+    push_started: bool = _option(False)
     survive_power_loss: bool = _option(False)
     outbox: str | None = _option(None)
     outbox_max_records: int = _option(1_000_000, minimum=1)

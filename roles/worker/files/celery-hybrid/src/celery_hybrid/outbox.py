@@ -26,6 +26,9 @@ from celery_hybrid.records import Record
 logger = logging.getLogger(__name__)
 
 _BUSY_SECONDS = 5.0
+# SQLite needs room to remove records as well.
+_FREE_BYTES = 16 * 1024 * 1024
+_VERSION = 1
 # In quotes: one of the names is a keyword of SQL.
 _COLUMNS = tuple(f'"{field.name}"' for field in fields(Record) if field.name != "offset")
 _SCHEMA = f"""
@@ -105,12 +108,13 @@ class Outbox:
         self._database: sqlite3.Connection | None = None
 
     def waiting(self) -> bool:
-        """Tell whether anything waits; microseconds. An outbox that cannot be read is taken for empty."""
-        try:
-            with self._use() as database:
-                return database.execute("SELECT 1 FROM records LIMIT 1").fetchone() is not None
-        except OutboxError:
-            return False
+        """Tell whether anything waits; microseconds.
+
+        Raises:
+            OutboxError: the file cannot be read.
+        """
+        with self._use() as database:
+            return database.execute("SELECT 1 FROM records LIMIT 1").fetchone() is not None
 
     def add(self, record: Record, reply_to: str | None, reserve: bool = False) -> None:
         """Append a record; it is on the disk when this returns.
@@ -125,6 +129,9 @@ class Outbox:
             OutboxError: the file cannot be written.
         """
         share = 1.0 if reserve else 1.0 - self.RESERVE
+        free = self._free()
+        if free < _FREE_BYTES:
+            raise FullError(f"the outbox {self.path} is on a file system with only {free} bytes left")
         with self._change() as database:
             count, size = database.execute("SELECT count, size FROM totals").fetchone()
             if count and (count + 1 > self._max_records * share or size + record.size > self._max_bytes * share):
@@ -135,12 +142,13 @@ class Outbox:
                 (reply_to, record.size, *astuple(record)[: len(_COLUMNS)]),
             )
 
-    def oldest(self, limit: int) -> list[Waiting]:
-        """Return the records that came first, at most so many."""
+    def oldest(self, limit: int, after: int = -1) -> list[Waiting]:
+        """Return the records that came first behind a place in the order, at most so many."""
         with self._use() as database:
             rows = database.execute(
-                f"SELECT seq, reply_to, {', '.join(_COLUMNS)} FROM records ORDER BY seq LIMIT ?",  # noqa: S608
-                (limit,),
+                f"SELECT seq, reply_to, {', '.join(_COLUMNS)} FROM records WHERE seq > ? "  # noqa: S608
+                "ORDER BY seq LIMIT ?",
+                (after, limit),
             ).fetchall()
         return [Waiting(seq, Record(*values), reply_to) for seq, reply_to, *values in rows]
 
@@ -203,6 +211,11 @@ class Outbox:
         self._database = None
         self._lock = threading.RLock()
 
+    def _free(self) -> int:
+        folder = next(each for each in self.path.parents if each.exists())
+        found = os.statvfs(folder)
+        return found.f_bavail * found.f_frsize
+
     @contextlib.contextmanager
     def _use(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
@@ -249,10 +262,12 @@ class Outbox:
     def _connect(self) -> sqlite3.Connection:
         database = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
-            database.execute("PRAGMA auto_vacuum=INCREMENTAL")
-            database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=FULL")
-            database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+            # Nothing is written to one that is complete: it must be read when the disk is full, too.
+            if database.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
+                database.execute("PRAGMA auto_vacuum=INCREMENTAL")
+                database.execute("PRAGMA journal_mode=WAL")
+                database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;")
         except BaseException:
             database.close()
             raise

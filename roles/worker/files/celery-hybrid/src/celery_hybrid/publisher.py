@@ -44,7 +44,13 @@ class Publisher:
         self._prepare = prepare
         self._channel: ConfirmedChannel | None = None
 
-    def publish(self, record: Record, reply_to: str | None = None, patience: float | None = None) -> None:
+    def publish(
+        self,
+        record: Record,
+        reply_to: str | None = None,
+        patience: float | None = None,
+        confirmed: bool = False,
+    ) -> None:
         """Publish a record, and return when it is confirmed.
 
         A STARTED record is not waited for: it costs each task a round trip, and says nothing that the next record
@@ -57,6 +63,7 @@ class Publisher:
             record: the record.
             reply_to: address of the client that waits for it.
             patience: seconds for all of it; None gives each attempt the timeouts of the options.
+            confirmed: wait for the confirm of STARTED, too.
 
         Raises:
             RecordTooLargeError: RabbitMQ will never take it.
@@ -66,7 +73,7 @@ class Publisher:
         options = self._options
         message = record.to_message(reply_to, journal=options.survive_power_loss)
         routing_key = record.routing_key(options.partitions)
-        self._send(message, RESULTS_EXCHANGE, routing_key, patience, wait=record.status != states.STARTED)
+        self._send(message, RESULTS_EXCHANGE, routing_key, patience, wait=confirmed or record.status != states.STARTED)
 
     def dead_letter(self, message: amqp.Message, routing_key: str) -> None:
         """Publish a dead letter, and return when it is confirmed; raises what :meth:`publish` does."""

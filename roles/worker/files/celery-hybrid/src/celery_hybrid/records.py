@@ -87,7 +87,7 @@ class Record:
         )
 
     def to_message(self, reply_to: str | None = None, journal: bool = False) -> amqp.Message:
-        """Return the message: persistent, and copied by RabbitMQ to the reply queue of ``reply_to`` and the journal.
+        """Return the message, copied by RabbitMQ to the reply queue of ``reply_to`` and the journal.
 
         ``BCC`` is sender-selected distribution (https://www.rabbitmq.com/docs/sender-selected): one publish and one
         confirm for two destinations, and a reply queue that has vanished is no error. ``x-stream-filter-value`` lets
@@ -114,7 +114,9 @@ class Record:
             message_id=uuid.uuid4().hex,
             content_type=self.content_type,
             content_encoding=self.content_encoding,
-            delivery_mode=2,
+            # Streams and quorum queues keep every message on disk; this only concerns the copy in a reply queue,
+            # which the archive backs (https://www.rabbitmq.com/docs/streams#feature-comparison).
+            delivery_mode=2 if self.kind in CHORD_KINDS else 1,
             timestamp=self.timestamp,
             application_headers=headers,
         )

@@ -94,13 +94,15 @@ class Relay:
     def _drain(self) -> None:
         begun = time.monotonic()
         reported = begun
-        pause, delivered, failing = _FIRST_PAUSE, 0, False
+        pause, delivered, failing, last = _FIRST_PAUSE, 0, False, -1
         while not self._stopping.is_set():
-            batch = self._outbox.oldest(_BATCH)
+            batch = self._outbox.oldest(_BATCH, after=last)
             if not batch:
                 break
-            done, failure = self._deliver(batch)
-            delivered += done
+            confirmed, failure = self._deliver(batch)
+            if confirmed:
+                last, delivered = confirmed[-1], delivered + len(confirmed)
+                self._remove(last)
             if failure is None:
                 self.state, self.failure, failing, pause = DRAINING, None, False, _FIRST_PAUSE
                 continue
@@ -118,31 +120,37 @@ class Relay:
             pause = min(2 * pause, _LONGEST_PAUSE)
         else:
             return
+        self._remove(last)
         self.state = CLOSED
-        seconds = time.monotonic() - begun
-        logger.info("RabbitMQ takes results again: %d were delivered from the outbox in %.1f s.", delivered, seconds)
+        if delivered:
+            seconds = time.monotonic() - begun
+            logger.info(
+                "RabbitMQ takes results again: %d were delivered from the outbox in %.1f s.", delivered, seconds
+            )
         with contextlib.suppress(OutboxError):
             self._outbox.shrink()
 
-    def _deliver(self, batch: list[Waiting]) -> tuple[int, ResultStoreError | None]:
-        """Publish records until one fails; return how many are done with, and why it ended."""
-        confirmed = 0
-        failure: ResultStoreError | None = None
-        last: int | None = None
+    def _remove(self, last: int) -> None:
+        """Remove what was delivered. A full disk does not keep the rest from being delivered."""
+        try:
+            self._outbox.remove(last)
+        except OutboxError as exc:
+            logger.error("Results were delivered and cannot be removed, so they will be delivered once more: %s", exc)
+
+    def _deliver(self, batch: list[Waiting]) -> tuple[list[int], ResultStoreError | None]:
+        """Publish records until one fails; return the places of those that are done with, and why it ended."""
+        done: list[int] = []
         for waiting in batch:
             if self._stopping.is_set():
                 break
             try:
-                self._publisher.publish(waiting.record, waiting.reply_to)
+                self._publisher.publish(waiting.record, waiting.reply_to, confirmed=True)
             except RecordTooLargeError as exc:
                 what = (waiting.record.kind, waiting.record.id, exc, self._outbox.path)
                 logger.critical("The %s of %s can never be stored: %s It is kept in the table refused of %s.", *what)
                 self._outbox.set_aside(waiting.seq, str(exc))
-                continue
             except ResultStoreError as exc:
-                failure = exc
-                break
-            last, confirmed = waiting.seq, confirmed + 1
-        if last is not None:
-            self._outbox.remove(last)
-        return confirmed, failure
+                return done, exc
+            else:
+                done.append(waiting.seq)
+        return done, None

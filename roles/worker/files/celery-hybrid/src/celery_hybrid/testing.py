@@ -203,6 +203,7 @@ class MemoryPublisher(Publisher):
         record: Record,
         reply_to: str | None = None,
         patience: float | None = None,  # noqa: ARG002 - nothing to wait for
+        confirmed: bool = False,  # noqa: ARG002
     ) -> None:
         """Keep a record.
 

@@ -56,7 +56,7 @@ class Writer:
         patience = _LOOP_PATIENCE if loop else self._options.confirm_timeout
         while True:
             reason = "Others wait in the outbox already."
-            if not self._outbox.waiting():
+            if not self._waiting():
                 try:
                     self._publisher.publish(record, reply_to, patience)
                 except RecordTooLargeError:
@@ -83,6 +83,12 @@ class Writer:
             else:
                 self._complain("This process waits: RabbitMQ does not take results (%s) and %s.", reason, full)
                 time.sleep(_FULL_PAUSE)
+
+    def _waiting(self) -> bool:
+        try:
+            return self._outbox.waiting()
+        except OutboxError:
+            return False  # add() tells why, when it is needed
 
     def _tell(self, reason: str) -> None:
         # Once for each outage, not for each result.

@@ -91,7 +91,7 @@ def test_one_address_for_all_threads(app):
 
 
 def test_signatures_frozen_before_there_was_a_backend_carry_the_address(app):
-    add = app.task(add_numbers, name="unit.add")
+    add = app.task(add_numbers, name="unit.add", shared=False)
     frozen = group(add.s(1, 1), add.s(2, 2))
     frozen.freeze()
     assert frozen.tasks[0].options["reply_to"] == app.backend.store.reply_to
@@ -158,7 +158,7 @@ def test_waiting_ends_in_time(app):
 
 
 def test_tasks_are_sent_without_the_result_store_and_it_is_said_once(app, caplog):
-    add = app.task(add_numbers, name="unit.add")
+    add = app.task(add_numbers, name="unit.add", shared=False)
     begun = time.monotonic()
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
@@ -171,7 +171,7 @@ def test_tasks_are_sent_without_the_result_store_and_it_is_said_once(app, caplog
 
 
 def test_a_result_that_is_ignored_needs_nothing(app):
-    add = app.task(add_numbers, name="unit.add", ignore_result=True)
+    add = app.task(add_numbers, name="unit.add", shared=False, ignore_result=True)
     add.delay(1, 1)
     assert app.backend.store.replies._thread is None
 

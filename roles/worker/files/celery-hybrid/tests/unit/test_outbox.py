@@ -122,7 +122,20 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "file" / "outbox.sqlite3", 10, 1 << 20)
     with pytest.raises(OutboxError, match=r"file/outbox\.sqlite3 cannot be used"):
         outbox.add(record("a"), None)
-    assert not outbox.waiting()
+    with pytest.raises(OutboxError):
+        outbox.waiting()
+
+
+def test_a_full_disk_is_left_some_room_and_what_waits_can_be_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox = Outbox(path, 10, 1 << 20)
+    outbox.add(record("a"), None)
+    monkeypatch.setattr(Outbox, "_free", lambda _: 1_000_000)
+    with pytest.raises(FullError, match="only 1000000 bytes left"):
+        outbox.add(record("b"), None)
+    # Another process opens it without writing.
+    other = Outbox(path, 10, 1 << 20)
+    path.chmod(0o400)
+    assert [waiting.record.id for waiting in other.oldest(5)] == ["a"]
 
 
 def test_a_child_uses_a_connection_of_its_own(path: Path) -> None:

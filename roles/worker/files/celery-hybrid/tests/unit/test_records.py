@@ -6,7 +6,7 @@ import amqp
 import pytest
 
 from celery_hybrid.names import partition_of
-from celery_hybrid.records import GROUP, RESULT, SEED, Record, outcome
+from celery_hybrid.records import CHORD_PART, GROUP, RESULT, SEED, Record, outcome
 
 
 def result(status, body=b"{}", **fields):
@@ -38,7 +38,8 @@ def test_round_trip(record):
 def test_message():
     message = result("SUCCESS").to_message("address")
     properties = message.properties
-    assert properties["delivery_mode"] == 2
+    # The archive is a stream; RabbitMQ need not write the copy in the reply queue to the disk.
+    assert properties["delivery_mode"] == 1
     assert properties["correlation_id"] == "id"
     assert properties["type"] == "result"
     assert properties["application_headers"] == {
@@ -106,3 +107,17 @@ def test_expired():
     assert not record.expired(0, 1e12)
     assert not record.expired(60, 1060)
     assert record.expired(60, 1061)
+
+
+def test_parts_of_chords_survive_in_their_queue():
+    assert Record("id", CHORD_PART, group="g").to_message().properties["delivery_mode"] == 2
+
+
+def test_the_journal_gets_a_copy_of_what_goes_to_a_stream():
+    def copies(record, *arguments):
+        return record.to_message(*arguments).properties["application_headers"].get("BCC")
+
+    assert copies(Record("id", RESULT), None, True) == ["celery.journal"]
+    assert copies(Record("id", RESULT), "client", True) == ["celery.reply.client", "celery.journal"]
+    assert copies(Record("id", RESULT), "client", False) == ["celery.reply.client"]
+    assert copies(Record("id", CHORD_PART, group="g"), None, True) is None

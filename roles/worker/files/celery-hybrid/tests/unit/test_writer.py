@@ -10,8 +10,15 @@ from typing import Any
 
 import pytest
 
+from celery_hybrid import relay as relay_module
 from celery_hybrid import writer as writer_module
-from celery_hybrid.errors import RecordTooLargeError, ResultStoreError, ResultStoreUnreachableError, TopologyError
+from celery_hybrid.errors import (
+    OutboxError,
+    RecordTooLargeError,
+    ResultStoreError,
+    ResultStoreUnreachableError,
+    TopologyError,
+)
 from celery_hybrid.options import Options
 from celery_hybrid.outbox import Outbox
 from celery_hybrid.records import RESULT, Record
@@ -28,7 +35,9 @@ class Publisher:
         self.published: list[str] = []
         self.patience: list[float | None] = []
 
-    def publish(self, record: Record, reply_to: str | None = None, patience: float | None = None) -> None:
+    def publish(
+        self, record: Record, reply_to: str | None = None, patience: float | None = None, confirmed: bool = False
+    ) -> None:
         self.patience.append(patience)
         if record.id in self.too_large:
             raise RecordTooLargeError("message size 17 is larger than 16.")
@@ -179,6 +188,25 @@ def test_the_relay_keeps_what_rabbitmq_does_not_take(publisher: Publisher, outbo
     wait_until(lambda: relay.state == CLOSED)
     relay.stop()
     assert (publisher.published, relay.failure) == (["a"], None)
+
+
+def test_the_relay_goes_on_when_it_cannot_remove_what_it_delivered(
+    publisher: Publisher, outbox: Outbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(relay_module, "_BATCH", 2)
+    monkeypatch.setattr(relay_module, "_IDLE_PAUSE", 60)
+    for name in "abcde":
+        outbox.add(Record(name, RESULT), None)
+
+    def full(last: int) -> None:
+        raise OutboxError("disk full")
+
+    monkeypatch.setattr(outbox, "remove", full)
+    relay = Relay(outbox, publisher)  # type: ignore[arg-type]
+    relay.start()
+    wait_until(lambda: publisher.published == list("abcde"))
+    relay.stop()
+    assert "delivered and cannot be removed" in caplog.text
 
 
 def test_one_relay_of_a_host_works(publisher: Publisher, outbox: Outbox) -> None:

@@ -40,7 +40,7 @@ NAMES: dict[str, str] = {
     "workers.queues": "every queue has a worker",
     "canary.message": "a task message in Redis is JSON",
     "canary.roundtrip[queue]": "a task comes back with its result",
-    "canary.archive[queue]": "RabbitMQ keeps that result, persistent and readable again",
+    "canary.archive[queue]": "RabbitMQ keeps that result in its stream, readable again",
     "canary.redis[queue]": "Redis keeps nothing of that result",
     "canary.forgotten[queue]": "a forgotten result is gone",
 }
