@@ -52,8 +52,17 @@ PAIR = ("hybrid", "redis")
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How much is measured."""
+    """How much is measured.
 
+    Attributes:
+        patience: seconds after which a case begins no further round, so that a busy machine does not take for ever.
+        idle: seconds.
+        live: results that are kept while others look.
+        processes: that look.
+        queues: results that have a queue each.
+    """
+
+    patience: float = 100.0
     store_rounds: int = 11
     stores: int = 1000
     task_rounds: int = 5
@@ -68,7 +77,16 @@ class Size:
 
 
 QUICK = Size(
-    store_rounds=5, stores=500, task_rounds=2, tasks=250, trip_rounds=2, live=20_000, processes=1, idle=10.0, queues=200
+    patience=15,
+    store_rounds=5,
+    stores=500,
+    task_rounds=2,
+    tasks=250,
+    trip_rounds=2,
+    live=20_000,
+    processes=1,
+    idle=10.0,
+    queues=200,
 )
 
 
@@ -332,7 +350,10 @@ class Bench:
     def turns(self, probes: dict[str, Probe], rounds: int, measure: Callable[[Probe], Any]) -> dict[str, list[Any]]:
         """Let the sides take turns, in the other order each round; one that fails takes no more part."""
         values: dict[str, list[Any]] = {name: [] for name in probes}
+        begun = time.monotonic()
         for number in range(rounds):
+            if number and time.monotonic() - begun > self.size.patience:
+                break
             names = [name for name in probes if name not in self.failed]
             for name in names if number % 2 else reversed(names):
                 try:
