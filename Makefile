@@ -74,7 +74,7 @@ lint: venv ## yamllint, ansible-lint, ruff, mypy
 	@ansible-lint --offline
 	@ruff check .
 	@ruff format --check .
-	@mypy tests/hosts tests/package demo tools
+	@mypy tests/hosts tests/package tests/bench/run.py tests/faults/run.py tests/celery_suite/run.py demo tools
 	@python3 tools/variables.py --check
 	@mypy --config-file $(PACKAGE)/pyproject.toml $(PACKAGE)/src
 
@@ -85,6 +85,20 @@ test-unit: venv ## the unit tests of plugins, roles and tools
 .PHONY: test-package
 test-package: venv ## the tests of celery-hybrid, against RabbitMQ 3.10 and 4.0, Celery 5.5 and newest
 	@python3 tests/package/run.py
+
+## long runs, not part of 'make test'
+
+.PHONY: test-celery
+test-celery: venv ## Celery's own integration tests with this backend and with Redis', both counted (half an hour each)
+	@nice python3 tests/celery_suite/run.py
+
+.PHONY: test-faults
+test-faults: venv ## kill, stop, cut and fill RabbitMQ under load, and count what was lost or changed (8 minutes)
+	@python3 tests/faults/run.py
+
+.PHONY: bench
+bench: venv ## measure the result backend beside its rivals in one run (10 minutes; BENCH=--quick: 2)
+	@python3 tests/bench/run.py $(BENCH)
 
 .PHONY: installed
 installed: venv
