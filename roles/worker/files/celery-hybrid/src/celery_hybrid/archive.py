@@ -13,15 +13,16 @@ server far longer than sending it: one consumer gets some 12,000 a second, sixte
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import datetime
 import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import amqp
 
@@ -33,6 +34,8 @@ from celery_hybrid.options import Options
 from celery_hybrid.processes import runs_tasks
 from celery_hybrid.records import FORGET, GROUP, RESULT, SEED, Record, outcome
 from celery_hybrid.wire import Delivery, Wire
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +51,12 @@ _LANE_BYTES = 1 << 20
 
 # Chunks are dated by the server and records by their publishers, whose clocks may differ.
 _CLOCK_MARGIN = 600.0
+
+# So many records are read in the time that it takes to fetch one.
+_WORTH = 60
+
+# Pauses in which the thread that reads ahead looks whether it may go on.
+_BREATH = 0.002
 
 # So many values are worth a filter: it lets through whole chunks, and some others as well.
 _FILTERED = 10
@@ -161,7 +170,7 @@ class Lane:
 
     def __init__(self, wire: Wire, channel: amqp.Channel) -> None:
         self._wire = wire
-        self._channel = channel
+        self.channel = channel
         self._prefetch = 0
         self._reader: Reader | None = None
         self._received = 0
@@ -183,12 +192,12 @@ class Lane:
     def begin(self, stream: str, block: Places, prefetch: int) -> None:
         """Read a block."""
         if prefetch != self._prefetch:
-            self._channel.basic_qos(0, prefetch, False)
+            self.channel.basic_qos(0, prefetch, False)
             self._prefetch = prefetch
         self._block = block
         self.done = False
         self._received = 0
-        self._reader = Reader(self._wire, self._channel, stream, block.begin)
+        self._reader = Reader(self._wire, self.channel, stream, block.begin)
 
     def advance(self) -> list[Delivery]:
         """Return what has come of the block."""
@@ -203,8 +212,8 @@ class Lane:
             self.done = True
             reader.cancel()
         elif self._received + left > self._prefetch and self._received >= self._prefetch // 2:
-            # It came with others that are not of this block. Otherwise there is nothing to acknowledge in between,
-            # so RabbitMQ reads nothing in vain.
+            # The block is longer, or it came with others. Otherwise there is nothing to acknowledge in between, so
+            # RabbitMQ reads nothing in vain.
             reader.acknowledge()
             self._received = 0
         return [delivery for delivery in deliveries if block.begin <= delivery.offset < block.end]
@@ -235,9 +244,10 @@ class Partition:
             self.mean = max(seen, 0.9 * self.mean + 0.1 * seen)
 
     @property
-    def block(self) -> int:
-        """How many records a lane may read at once."""
-        return max(4, min(BLOCK, int(_LANE_BYTES / self.mean)))
+    def prefetch(self) -> int:
+        """How many records may be under way to a lane."""
+        # A power of two, as each change takes a round trip.
+        return 1 << max(2, int(min(BLOCK, _LANE_BYTES / self.mean)).bit_length() - 1)
 
 
 class Wanted:
@@ -255,6 +265,25 @@ class Wanted:
         """Take a record if it is wanted."""
         if delivery.key in self._keys:
             self.records[delivery.offset] = delivery.record()
+
+
+def _runs(offsets: Iterable[int]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return which records are fetched one by one, and which stretches are better read as a whole.
+
+    Fetching one takes some milliseconds; in that time sixty can be read.
+
+    """
+    single: list[int] = []
+    runs: list[tuple[int, int]] = []
+    todo = sorted(set(offsets))
+    while todo:
+        count = bisect.bisect_left(todo, todo[0] + BLOCK)
+        run, todo = todo[:count], todo[count:]
+        if len(run) * _WORTH > BLOCK:
+            runs.append((run[0], run[-1] + 1))
+        else:
+            single += run
+    return single, runs
 
 
 class Archive:
@@ -400,22 +429,22 @@ class Archive:
                 found[key] = known.record
         return found, missing
 
-    def _exclusively(self, work: Callable[[], None], deadline: float) -> None:
+    def _exclusively(self, work: Callable[[], T], deadline: float) -> T:
         """Do something with the connection; once more when it turns out to be dead."""
         with self._link.turn(deadline - time.monotonic()):
-            for last in (not self._link.connected, True):
+            last = not self._link.connected
+            while True:
                 try:
                     with translated("reading results"), self._link.until(deadline):
-                        work()
+                        return work()
                 except ResultStoreUnreachableError:
                     self._link.drop()
                     if last or time.monotonic() >= deadline:
                         raise
+                    last = True
                 except BaseException:
                     self._link.drop()
                     raise
-                else:
-                    return
 
     def _prepared(self, connection: amqp.Connection) -> None:
         self._prepare(connection)
@@ -439,7 +468,7 @@ class Archive:
         deadline: float,
         wanted: Wanted,
         pause: Callable[[], bool] | None = None,
-    ) -> None:
+    ) -> bool:
         """Read everything that is new in a partition.
 
         Args:
@@ -447,13 +476,18 @@ class Archive:
             fresh_since: not if another thread has read it since then, by the monotonic clock.
             deadline: by the monotonic clock.
             wanted: records to keep an eye on.
-            pause: whether to stop early. What was read is not lost.
+            pause: whether to stop early, when this is done in the background. What was read is not lost.
+
+        Returns:
+            Whether all of it was read; or it is empty and ``pause`` is given, as nobody waits for it then.
         """
         if partition.read_at >= fresh_since:
-            return  # another thread has just done it
+            return True  # another thread has just done it
         begun = time.monotonic()
         channel = self._open(deadline)
-        tail = self._tail(channel, partition, deadline)
+        tail = self._tail(channel, partition, deadline, background=pause is not None)
+        if not tail:
+            return True
         partition.weigh(tail)
         end = tail[-1].offset + 1
         if partition.next_offset is not None and end < partition.next_offset:
@@ -468,7 +502,7 @@ class Archive:
                 self.index.restart(partition.number)
                 partition.next_offset = begin
         if begin < tail[0].offset and not self._scan(partition, tail[0].offset, wanted, pause):
-            return
+            return False
         begin = partition.next_offset or 0
         places = Places(begin, end - begin)
         self._note(places, [delivery for delivery in tail if delivery.offset >= begin], wanted)
@@ -476,6 +510,7 @@ class Archive:
         if self._expires:
             self.index.expire(partition.number, time.time() - self._expires)
         partition.read_at = begun
+        return True
 
     def _note(self, places: Places, deliveries: Collection[Delivery], wanted: Wanted) -> None:
         # What is expired already does not count, not even as the first SUCCESS.
@@ -509,43 +544,55 @@ class Archive:
             raise TimeoutError
         return min(deliveries[0].offset, tail[0].offset)
 
-    def _scan(
-        self,
-        partition: Partition,
-        stop: int,
-        wanted: Wanted,
-        pause: Callable[[], bool] | None,
-    ) -> bool:
-        """Read a partition up to an offset, over several channels at once.
+    def _scan(self, partition: Partition, stop: int, wanted: Wanted, pause: Callable[[], bool] | None = None) -> bool:
+        """Read a partition up to an offset.
 
         Returns:
             Whether all of it was read.
         """
-        assert partition.next_offset is not None  # noqa: S101 - where it begins
-        size = partition.block
-        begins = iter(range(partition.next_offset, stop, size))
-        lanes = self._some_lanes(-(-(stop - partition.next_offset) // size))
+        begins = range(partition.next_offset or 0, stop, BLOCK)
+        blocks = (
+            Places(begin, min(BLOCK, stop - begin))
+            for begin in itertools.takewhile(lambda _: pause is None or not pause(), begins)
+        )
+        for block in self._read_blocks(partition, blocks, len(begins), wanted):
+            self._add(partition, block)
+        if pause is None:
+            self._close_lanes()
+        return partition.next_offset == stop
+
+    def _read_blocks(
+        self, partition: Partition, blocks: Iterator[Places], count: int, wanted: Wanted
+    ) -> Iterator[Places]:
+        """Read blocks of a partition, over several channels at once, and yield each in their order.
+
+        Args:
+            partition: which.
+            blocks: each of at most ``BLOCK`` records.
+            count: how many blocks; that many channels are of use.
+            wanted: records to keep an eye on.
+        """
+        lanes = self._some_lanes(count)
         unfinished: list[tuple[Lane, Places]] = []
         exhausted = False
         while True:
             for lane in lanes:
                 if not exhausted and lane.free:
-                    begin = None if pause is not None and pause() else next(begins, None)
-                    if begin is None:
+                    begun = next(blocks, None)
+                    if begun is None:
                         exhausted = True
-                        break
-                    places = Places(begin, min(size, stop - begin))
-                    lane.begin(partition.stream, places, size)
-                    unfinished.append((lane, places))
-            for lane, places in unfinished:
-                if lane.reads(places):
+                    else:
+                        lane.begin(partition.stream, begun, partition.prefetch)
+                        unfinished.append((lane, begun))
+            for lane, block in unfinished:
+                if lane.reads(block):
                     deliveries = lane.advance()
                     partition.weigh(deliveries)
-                    self._note(places, deliveries, wanted)
+                    self._note(block, deliveries, wanted)
             while unfinished and not unfinished[0][0].reads(unfinished[0][1]):
-                self._add(partition, unfinished.pop(0)[1])
+                yield unfinished.pop(0)[1]
             if exhausted and not unfinished and all(lane.free for lane in lanes):
-                return partition.next_offset == stop
+                return
             self._wire.wait()
 
     def _some_lanes(self, count: int) -> list[Lane]:
@@ -554,12 +601,22 @@ class Archive:
             self._lanes.append(Lane(self._wire, connection.channel()))
         return self._lanes[:count]
 
+    def _close_lanes(self) -> None:
+        """Give RabbitMQ back what channels take there."""
+        while self._lanes:
+            self._wire.close(self._lanes.pop().channel)
+
     def _fetch(self, partition: Partition, offsets: dict[Key, int | None], deadline: float, wanted: Wanted) -> None:
-        """Read single records, each from its offset."""
+        """Read records that lie at known offsets."""
         self._open(deadline)
-        todo = sorted({offset for offset in offsets.values() if offset is not None})
-        while todo:
-            batch, todo = todo[:LANES], todo[LANES:]
+        single, runs = _runs(offset for offset in offsets.values() if offset is not None)
+        if runs:
+            blocks = (Places(begin, end - begin) for begin, end in runs)
+            for _ in self._read_blocks(partition, blocks, len(runs), wanted):
+                pass
+            self._close_lanes()
+        while single:
+            batch, single = single[:LANES], single[LANES:]
             readers = [(offset, Reader(self._wire, self._picker, partition.stream, offset)) for offset in batch]
             for offset, reader in readers:
                 reader.wait(deadline)
@@ -593,9 +650,18 @@ class Archive:
             if record is not None:
                 found[key] = record
 
-    def _tail(self, channel: amqp.Channel, partition: Partition, deadline: float) -> list[Delivery]:
-        """Return the last records of a partition, at least one; nothing confirmed before is behind them."""
+    def _tail(
+        self, channel: amqp.Channel, partition: Partition, deadline: float, background: bool = False
+    ) -> list[Delivery]:
+        """Return the last records of a partition; nothing confirmed before is behind them.
+
+        At least one, unless it is empty and this is done in the background.
+        """
         reader = Reader(self._wire, channel, partition.stream, "last")
+        if background:
+            channel.basic_qos(0, PREFETCH, False)
+            if not reader.waiting:
+                return reader.stop()
         if partition.next_offset is None:
             reader.wait(min(deadline, time.monotonic() + _EMPTY))
             if not reader.waiting:
@@ -664,23 +730,25 @@ class Archive:
             if self._warming is not None or runs_tasks():
                 return
             self._warming = threading.Thread(target=self._read_ahead, name="celery-hybrid archive", daemon=True)
-            self._warming.start()
+            with contextlib.suppress(RuntimeError):  # no more threads: the interpreter is about to end
+                self._warming.start()
 
     def _read_ahead(self) -> None:
-        for partition in self._partitions:
-            while partition.next_offset is None or partition.read_at < 0:
-                while self._asking:
-                    time.sleep(0.002)
-                if self._closed:
-                    return
+        try:
+            for partition in self._partitions:
+                while not self._closed and not self._when_idle(partial(self._catch_up, partition, 0.0)):
+                    pass
+            if not self._closed:
                 deadline = time.monotonic() + self._options.lookup_timeout
-                try:
-                    self._exclusively(
-                        partial(self._catch_up, partition, 0.0, deadline, Wanted(), self._disturbed), deadline
-                    )
-                except ResultStoreError as exc:
-                    logger.debug("Reading ahead has ended: %s", exc)
-                    return
+                self._exclusively(self._close_lanes, deadline)
+        except ResultStoreError as exc:
+            logger.debug("Reading ahead has ended: %s", exc)
+
+    def _when_idle(self, read: Callable[[float, Wanted, Callable[[], bool]], bool]) -> bool:
+        while self._asking and not self._closed:
+            time.sleep(_BREATH)
+        deadline = time.monotonic() + self._options.lookup_timeout
+        return self._exclusively(partial(read, deadline, Wanted(), self._disturbed), deadline)
 
     def _disturbed(self) -> bool:
         return self._asking > 0 or self._closed

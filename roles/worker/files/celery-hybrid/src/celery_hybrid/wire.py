@@ -209,6 +209,11 @@ class Wire:
             self._acknowledged[channel.channel_id] = tag
             channel.basic_ack(tag, multiple=True)
 
+    def close(self, channel: amqp.Channel) -> None:
+        """Close a channel; its number, and its delivery tags, will be used again."""
+        self._acknowledged.pop(channel.channel_id, None)
+        channel.close()
+
     def forget(self, tag: str) -> None:
         """Collect no more of a consumer that has ended."""
         self._consumers.pop(tag.encode(), None)

@@ -283,9 +283,10 @@ def test_clients_may_not_declare_what_is_not_theirs(connect):
 
 
 def test_clients_may_not_write_dead_letters(connect):
-    channel = connect().channel()
+    connection = connect()
+    connection.channel().basic_publish(amqp.Message("x"), "celery.dlx", "x")
     with pytest.raises(amqp.exceptions.AccessRefused):
-        channel.basic_publish(amqp.Message("x"), "celery.dlx", "x", confirm_timeout=5)
+        connection.drain_events(timeout=5)
 
 
 def read_ahead(app):
