@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The client processes of the fault scenario: one sends tasks and waits for some, another one reads all results.
 
-    client.py send FIRST LEAST RATE     until standard input ends and at least LEAST tasks are sent
+    client.py send FIRST LEAST RATE PAUSE    until standard input ends and at least LEAST tasks are sent
     client.py read FIRST COUNT CHORDS
 
 Both print one line of JSON in the end; ``send`` prints an empty line when it begins.
@@ -19,9 +19,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from celery import chord, states
+from celery.exceptions import BackendGetMetaError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from faults_app import CHORD, app, body_of, fails, id_of, part, total, value_of, work
 from kombu.exceptions import OperationalError
@@ -30,7 +32,7 @@ from kombu.exceptions import OperationalError
 SHARE = 5
 CHORD_SECONDS = 2.5
 WAITERS = 4
-PATIENCE = 75.0
+PATIENCE = 60.0
 # What get() may take beyond its timeout.
 MARGIN = 10.0
 # For all that is there already.
@@ -54,15 +56,18 @@ class Sender:
         first: number of the first task.
         least: so many are sent, also when the end is announced.
         rate: tasks per second.
+        pause: seconds that a task takes.
     """
 
-    def __init__(self, first: int, least: int, rate: float) -> None:
-        self.first, self.least, self.rate = first, least, rate
+    def __init__(self, first: int, least: int, rate: float, pause: float) -> None:
+        self.first, self.least, self.rate, self.pause = first, least, rate, pause
         self.counts: Counter[str] = Counter()
         self.longest = 0.0
         self.complaints: list[str] = []
         self.ending = threading.Event()
-        self._waiting: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        #: Numbers of tasks and chords that get() has not returned for in time.
+        self.hung: list[int] = []
+        self._waiting: queue.SimpleQueue[tuple[int, Callable[[int], None]] | None] = queue.SimpleQueue()
 
     def run(self) -> dict[str, Any]:
         """Send until the end; return what happened."""
@@ -78,18 +83,19 @@ class Sender:
             self._send(number)
             sent += 1
             if number % SHARE == 0:
-                self._waiting.put(lambda number=number: self._get(number))
+                self._waiting.put((number, self._get))
         chords.join()
         for _ in threads:
             self._waiting.put(None)
         for thread in threads:
             thread.join()
-        return {"sent": sent, **self.counts, "longest": self.longest, "complaints": self.complaints[:5]}
+        ends = {"longest": self.longest, "hung": self.hung, "complaints": self.complaints[:5]}
+        return {"sent": sent, **self.counts, **ends}
 
     def _send(self, number: int) -> None:
         while True:
             try:
-                work.apply_async((number,), task_id=id_of(number))
+                work.apply_async((number, self.pause), task_id=id_of(number))
             except OperationalError:
                 # The broker is away. Whether the message has arrived is not known, so it may run twice.
                 self.counts["sent again"] += 1
@@ -110,46 +116,58 @@ class Sender:
                 # Its parts may be under way, so its body must not be expected, nor its id be used again.
             else:
                 self.counts["chords"] += 1
-                self._waiting.put(lambda result=result, number=number: self._get_body(result, number))
+                self._waiting.put((number, partial(self._get_body, result)))
                 print(json.dumps({"chord": number}), flush=True)
-            number += 1
+            number += CHORD
 
     def _wait(self) -> None:
         while (wait := self._waiting.get()) is not None:
+            number, look = wait
             begun = time.monotonic()
+            in_time = True
             try:
-                wait()
+                look(number)
             except CeleryTimeoutError:
-                self.counts["hung"] += 1
-            except Exception as exc:
-                self.counts["errors"] += 1
-                self.complaints.append(f"get(): {exc!r}")
+                in_time = False
             seconds = time.monotonic() - begun
             self.longest = max(self.longest, seconds)
-            if seconds > PATIENCE + MARGIN:
-                self.counts["hung"] += 1
+            if not in_time or seconds > PATIENCE + MARGIN:
+                self.hung.append(number)
+
+    def _patiently(self, result: Any) -> Any:
+        """Call ``get()``, again when it raises because RabbitMQ is away."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return result.get(timeout=max(0.1, end - time.monotonic()), propagate=result.parent is not None)
+            except BackendGetMetaError as exc:
+                self.counts["raised"] += 1
+                self.complaints.append(f"get() raised {exc}")
+                if time.monotonic() > end:
+                    raise CeleryTimeoutError from exc
+                time.sleep(1)
 
     def _get(self, number: int) -> None:
         result = app.AsyncResult(id_of(number))
-        value = result.get(timeout=PATIENCE, propagate=False)
+        value = self._patiently(result)
         self.counts["waited"] += 1
         if difference := wrong(number, result.state, value):
             self.counts["wrong"] += 1
             self.complaints.append(f"get() of task {number}: {difference}")
 
     def _get_body(self, result: Any, number: int) -> None:
-        value = result.get(timeout=PATIENCE)
+        value = self._patiently(result)
         self.counts["bodies"] += 1
         if value != body_of(number):
             self.counts["wrong"] += 1
             self.complaints.append(f"chord {number}: {value!r} instead of {body_of(number)}")
 
 
-def send(first: int, least: int, rate: float) -> dict[str, Any]:
+def send(first: int, least: int, rate: float, pause: float) -> dict[str, Any]:
     """Send tasks until standard input ends."""
     if app.AsyncResult(id_of(first)).state != states.PENDING:
         raise SystemExit("The server has results of a run with this seed; take another one.")
-    sender = Sender(first, least, rate)
+    sender = Sender(first, least, rate, pause)
     print(flush=True)
     threading.Thread(target=lambda: (sys.stdin.read(), sender.ending.set()), daemon=True).start()
     return sender.run()
@@ -183,7 +201,7 @@ def read(first: int, count: int, chords: Iterable[int]) -> dict[str, Any]:
     return {
         "read": len(numbers) - len(lost),
         "lost": lost,
-        "lost bodies": lost_bodies,
+        "lost bodies": {number: list(range(number, number + CHORD)) for number in lost_bodies},
         "states of lost": {number: app.AsyncResult(id_of(number)).state for number in lost[:5]},
         "changed": changed,
     }

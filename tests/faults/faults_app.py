@@ -97,10 +97,11 @@ def note(what: str, *words: object) -> None:
         os.close(file)
 
 
-@app.task
-def work(number: int) -> str:
-    """Note that it ran, and return its value or fail."""
-    note("executed", number, f"{time.time():.3f}")
+@app.task(bind=True)
+def work(self: Any, number: int, pause: float) -> str:
+    """Note that it runs, take some time, and return its value or fail."""
+    note("executed", number, self.request.id, f"{time.time():.3f}")
+    time.sleep(pause)
     if fails(number):
         raise ValueError(value_of(number))
     return value_of(number)
@@ -108,7 +109,8 @@ def work(number: int) -> str:
 
 @app.task
 def part(number: int) -> int:
-    """Return a number, for a chord."""
+    """Note that it ran and return its number, for a chord."""
+    note("parts", number)
     return number
 
 
