@@ -226,6 +226,7 @@ class Partition:
         number: of the partition.
         next_offset: of the first record that was not read; None when nothing was.
         read_at: when the latest complete reading began, by the monotonic clock.
+        since: what was stored before was not read, in seconds since the epoch; None when all was.
         mean: bytes of a record, as far as seen.
     """
 
@@ -234,7 +235,12 @@ class Partition:
         self.stream = archive_stream(number)
         self.next_offset: int | None = None
         self.read_at = float("-inf")
+        self.since: float | None = None
         self.mean = 1.0
+
+    def reaches(self, begin: float | None) -> bool:
+        """Tell whether what was read, if anything, goes back to a time, in seconds since the epoch; None for all."""
+        return self.since is None or (begin is not None and self.since <= begin)
 
     def weigh(self, deliveries: Collection[Delivery]) -> None:
         """Learn how large the records are."""
@@ -328,7 +334,11 @@ class Archive:
         return self._one((GROUP, group_id))
 
     def results(
-        self, task_ids: Collection[str], max_age: float | None = None, timeout: float | None = None
+        self,
+        task_ids: Collection[str],
+        max_age: float | None = None,
+        timeout: float | None = None,
+        since: float | None = None,
     ) -> dict[str, Record]:
         """Return the records that hold for those tasks that have one.
 
@@ -337,13 +347,15 @@ class Archive:
             max_age: seconds; a partition that was read so lately is not read again. None reads whatever was
                 confirmed before this call.
             timeout: seconds; ``lookup_timeout`` when it is shorter.
+            since: there is nothing of these tasks before, in seconds since the epoch. What was stored much earlier
+                need not be read then.
 
         Raises:
             ResultStoreUnreachableError: the archive could not be read in time. What was read is not lost: the next
                 call goes on from there.
             ResultStoreError: RabbitMQ refused it.
         """
-        found = self._look_up([(RESULT, task_id) for task_id in task_ids], max_age, timeout)
+        found = self._look_up([(RESULT, task_id) for task_id in task_ids], max_age, timeout, since)
         return {key[1]: record for key, record in found.items()}
 
     def close(self) -> None:
@@ -358,7 +370,9 @@ class Archive:
     def _one(self, key: Key) -> Record | None:
         return self._look_up([key], None, None).get(key)
 
-    def _look_up(self, keys: list[Key], max_age: float | None, timeout: float | None) -> dict[Key, Record]:
+    def _look_up(
+        self, keys: list[Key], max_age: float | None, timeout: float | None, since: float | None = None
+    ) -> dict[Key, Record]:
         asked = time.monotonic()
         limit = self._options.lookup_timeout if timeout is None else min(timeout, self._options.lookup_timeout)
         fresh_since = asked if max_age is None else asked - max_age
@@ -367,15 +381,19 @@ class Archive:
             by_partition.setdefault(partition_of(key[1], self._options.partitions), []).append(key)
         found: dict[Key, Record] = {}
         now = time.time()
+        begin = None if since is None else since - _CLOCK_MARGIN
         with self._asked():
             for number, members in sorted(by_partition.items()):
-                records = self._outcomes(self._partitions[number], members, fresh_since, asked + limit)
+                records = self._outcomes(self._partitions[number], members, fresh_since, asked + limit, begin)
                 found |= {
                     key: record
                     for key, record in records.items()
                     if record.kind != FORGET and not record.expired(self._expires, now)
                 }
-        self._warm()
+        if since is None:
+            if max_age is None:
+            # Not for those who wait for a result: it will be pushed to them, and they only make sure.
+            self._warm()
         return found
 
     @contextlib.contextmanager
@@ -391,12 +409,13 @@ class Archive:
                 self._asking -= 1
 
     def _outcomes(
-        self, partition: Partition, keys: list[Key], fresh_since: float, deadline: float
+        self, partition: Partition, keys: list[Key], fresh_since: float, deadline: float, begin: float | None
     ) -> dict[Key, Record]:
         """Return what holds for ids of one partition."""
         wanted = Wanted(keys)
-        if partition.read_at < fresh_since:
-            self._exclusively(partial(self._catch_up, partition, fresh_since, deadline, wanted), deadline)
+        if partition.read_at < fresh_since or not partition.reaches(begin):
+            catch_up = partial(self._catch_up, partition, fresh_since, deadline, wanted, begin=begin)
+            self._exclusively(catch_up, deadline)
         found, missing = self._known(partition, keys, wanted)
         if missing:
             self._exclusively(partial(self._fetch, partition, missing, deadline, wanted), deadline)
@@ -468,6 +487,7 @@ class Archive:
         deadline: float,
         wanted: Wanted,
         pause: Callable[[], bool] | None = None,
+        begin: float | None = None,
     ) -> bool:
         """Read everything that is new in a partition.
 
@@ -477,12 +497,18 @@ class Archive:
             deadline: by the monotonic clock.
             wanted: records to keep an eye on.
             pause: whether to stop early, when this is done in the background. What was read is not lost.
+            begin: what was stored before need not be read, in seconds since the epoch; None for all.
 
         Returns:
             Whether all of it was read; or it is empty and ``pause`` is given, as nobody waits for it then.
         """
-        if partition.read_at >= fresh_since:
+        if not partition.reaches(begin):
+            self.index.restart(partition.number)
+            partition.next_offset, partition.read_at = None, float("-inf")
+        elif partition.read_at >= fresh_since:
             return True  # another thread has just done it
+        if partition.next_offset is None:
+            partition.since = begin
         begun = time.monotonic()
         channel = self._open(deadline)
         tail = self._tail(channel, partition, deadline, background=pause is not None)
@@ -494,18 +520,18 @@ class Archive:
             # Offsets only grow, unless the stream was deleted and declared again.
             self.index.restart(partition.number)
             partition.next_offset = None
-        begin = partition.next_offset
-        if begin is None or begin + LANES * BLOCK < tail[0].offset:
-            begin = self._first(partition, tail, deadline)
-            if begin != partition.next_offset:
+        first = partition.next_offset
+        if first is None or first + LANES * BLOCK < tail[0].offset:
+            first = self._first(partition, tail, deadline)
+            if first != partition.next_offset:
                 # RabbitMQ has dropped what lies between.
                 self.index.restart(partition.number)
-                partition.next_offset = begin
-        if begin < tail[0].offset and not self._scan(partition, tail[0].offset, wanted, pause):
+                partition.next_offset = first
+        if first < tail[0].offset and not self._scan(partition, tail[0].offset, wanted, pause):
             return False
-        begin = partition.next_offset or 0
-        places = Places(begin, end - begin)
-        self._note(places, [delivery for delivery in tail if delivery.offset >= begin], wanted)
+        first = partition.next_offset or 0
+        places = Places(first, end - first)
+        self._note(places, [delivery for delivery in tail if delivery.offset >= first], wanted)
         self._add(partition, places)
         if self._expires:
             self.index.expire(partition.number, time.time() - self._expires)
@@ -530,8 +556,10 @@ class Archive:
             start: Any = partition.next_offset
         elif self._expires and tail[-1].timestamp + self._expires + 2 * _CLOCK_MARGIN < time.time():
             return tail[0].offset  # everything before is expired as well
+        elif partition.since is not None and tail[-1].timestamp < partition.since:
+            return tail[0].offset  # everything before is older as well
         else:
-            start = self._oldest()
+            start = self._oldest(partition.since)
         reader = Reader(self._wire, self._picker, partition.stream, start)
         reader.wait(min(deadline, time.monotonic() + _CLAMPED))
         if not reader.waiting:
@@ -716,10 +744,12 @@ class Archive:
             yield from deliveries
         yield from reader.stop()
 
-    def _oldest(self) -> Any:
-        if not self._expires:
+    def _oldest(self, since: float | None = None) -> Any:
+        begin = since or 0.0
+        if self._expires:
+            begin = max(begin, time.time() - self._expires - _CLOCK_MARGIN)
+        if begin <= 0:
             return "first"
-        begin = max(0.0, time.time() - self._expires - _CLOCK_MARGIN)
         return datetime.datetime.fromtimestamp(begin, tz=datetime.UTC)
 
     # Reading ahead.

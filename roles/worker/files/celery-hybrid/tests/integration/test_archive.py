@@ -316,9 +316,13 @@ def test_nothing_is_read_ahead_where_nobody_asked_by_id(in_process):
     answer = in_process(
         "app.send_task('hybrid.nobody', task_id='x')\n"
         "archive = app.backend.store.archive\n"
-        "answer = [archive._warming is not None, archive._link.connected]"
+        "answer = [archive._warming is not None, archive._link.connected]\n"
+        "try:\n"
+        "    app.AsyncResult('x').get(timeout=1)\n"
+        "except Exception as exc:\n"
+        "    answer += [type(exc).__name__, archive._warming is not None, archive._link.connected]"
     )
-    assert answer == [False, False]
+    assert answer == [False, False, "TimeoutError", False, True]
 
 
 def test_a_worker_reads_only_what_it_is_asked_for(in_process):
