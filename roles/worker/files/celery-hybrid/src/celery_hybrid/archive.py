@@ -390,8 +390,7 @@ class Archive:
                     for key, record in records.items()
                     if record.kind != FORGET and not record.expired(self._expires, now)
                 }
-        if since is None:
-            if max_age is None:
+        if max_age is None and since is None:
             # Not for those who wait for a result: it will be pushed to them, and they only make sure.
             self._warm()
         return found
