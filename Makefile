@@ -74,7 +74,7 @@ lint: venv ## yamllint, ansible-lint, ruff, mypy
 	@ansible-lint --offline
 	@ruff check .
 	@ruff format --check .
-	@mypy tests/hosts tests/package tests/bench/run.py tests/faults/run.py tests/celery_suite/run.py demo tools
+	@MYPYPATH=tests/bench mypy tests/hosts tests/package tests/bench/run.py tests/faults/run.py tests/celery_suite/run.py demo tools
 	@python3 tools/variables.py --check
 	@mypy --config-file $(PACKAGE)/pyproject.toml $(PACKAGE)/src
 

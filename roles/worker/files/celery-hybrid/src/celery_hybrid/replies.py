@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -45,7 +46,8 @@ class Mailbox:
         self._waiters: tuple[weakref.ref[Waiter], ...] = ()
         self._early: OrderedDict[str, Record] = OrderedDict()
         self._size = 0
-        self._sent: OrderedDict[str, None] = OrderedDict()
+        self._sent: OrderedDict[str, float] = OrderedDict()
+        self._sure_since = 0.0
 
     def join(self, waiter: Waiter) -> None:
         """Add somebody who may wait; it is forgotten when nobody else refers to it."""
@@ -56,18 +58,22 @@ class Mailbox:
     def sent(self, task_id: str) -> None:
         """Note that a task was sent from here while the reply queue was there, so its result will be pushed."""
         with self._lock:
-            self._sent[task_id] = None
+            self._sent[task_id] = time.time()
             if len(self._sent) > SENT_LIMIT:
                 self._sent.popitem(last=False)
 
     def expects(self, task_id: str) -> bool:
         """Tell whether the result of a task will be pushed, or was."""
-        return task_id in self._sent or task_id in self._early
+        return self._sent.get(task_id, -1.0) >= self._sure_since or task_id in self._early
+
+    def sent_at(self, task_id: str) -> float | None:
+        """Return when a task was sent from here, in seconds since the epoch; None when that is not known."""
+        return self._sent.get(task_id)
 
     def unsure(self) -> None:
-        """Expect no push any more: the queue was away for a while."""
+        """Expect no push of what was sent before: the queue was away for a while."""
         with self._lock:
-            self._sent.clear()
+            self._sure_since = time.time()
 
     def deliver(self, record: Record) -> None:
         """Bring a record to all who wait for its task; keep it when nobody does."""

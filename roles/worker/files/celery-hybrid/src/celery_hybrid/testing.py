@@ -252,6 +252,7 @@ class MemoryArchive(Archive):
         task_ids: Collection[str],
         max_age: float | None = None,  # noqa: ARG002 - always new
         timeout: float | None = None,  # noqa: ARG002 - always at once
+        since: float | None = None,  # noqa: ARG002 - always all
     ) -> dict[str, Record]:
         """Return the records that hold for those tasks that have one."""
         found = self._memory.outcomes([(RESULT, task_id) for task_id in task_ids], self._expires)

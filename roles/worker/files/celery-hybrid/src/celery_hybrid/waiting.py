@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery.backends.asynchronous import BaseResultConsumer, Drainer
@@ -45,14 +46,20 @@ class Lookout:
         self._pause = pause
         self._longest = longest
         self.due_at = time.monotonic() + first
+        self._latest = self.due_at + longest
 
     def due(self) -> bool:
         """Tell whether it is time to look."""
         return time.monotonic() >= self.due_at
 
+    def pushed(self) -> None:
+        """Put the look off, for a while: something was pushed, so the push path works."""
+        self.due_at = min(self._latest, max(self.due_at, time.monotonic() + self._pause))
+
     def looked(self) -> None:
         """Plan the next look."""
         self.due_at = time.monotonic() + self._pause
+        self._latest = self.due_at + self._longest
         self._pause = min(2 * self._pause, self._longest)
 
 
@@ -178,6 +185,7 @@ class ResultConsumer(BaseResultConsumer):
                 pause = max(0.0, min(pause, deadline - time.monotonic()))
             with contextlib.suppress(TimeoutError):
                 self.drain_events(timeout=pause)
+                lookout.pushed()
             yield
             if on_interval:
                 on_interval()
@@ -199,13 +207,19 @@ class ResultConsumer(BaseResultConsumer):
         wanted = list(self._wanted)
         if not wanted:
             return
+        mailbox = self.backend.store.mailbox
+        sent = {task_id: at for task_id in wanted if (at := mailbox.sent_at(task_id)) is not None}
+        unknown = [task_id for task_id in wanted if task_id not in sent]
         try:
             # Threads that wait for different tasks share the reading: half a second is new enough.
-            found = self.backend.store.archive.results(
-                wanted,
+            look = partial(
+                self.backend.store.archive.results,
                 max_age=min(0.5, self.backend.options.poll_interval / 2),
                 timeout=remaining if remaining is None or remaining > 0 else _SHORTEST_LOOK,
             )
+            # There is nothing of a task before it was sent.
+            found = look(list(sent), since=min(sent.values())) if sent else {}
+            found |= look(unknown) if unknown else {}
         except ResultStoreUnreachableError as exc:
             # It may come back in time; the receiver has said so already if it was listening.
             logger.debug("Waiting for %d results goes on: %s", len(wanted), exc)

@@ -330,7 +330,7 @@ def test_a_worker_reads_only_what_it_is_asked_for(in_process):
         "from celery import current_app\n"
         "from celery._state import _task_stack\n"
         "_task_stack.push(app.tasks['hybrid.add'])\n"
-        "assert app.AsyncResult('x').state == 'PENDING'\n"
+        "assert app.AsyncResult('nobody has sent this').state == 'PENDING'\n"
         "archive = app.backend.store.archive\n"
         "answer = [sum(p.next_offset is not None for p in archive._partitions), archive._warming is not None]"
     )
