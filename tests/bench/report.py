@@ -67,7 +67,7 @@ class Report:
 
     def __init__(self, labels: dict[str, str], facts: dict[str, str]) -> None:
         self._labels = labels
-        self._facts = facts
+        self.facts = facts
         self._sections: list[str] = []
 
     def text(self) -> str:
@@ -81,7 +81,7 @@ class Report:
             "line: above 1 ours is better. It is the median of the ratios of all rounds, with the smallest and the",
             "largest. No figure decides whether a test passes.",
             "",
-            *(f"* {name}: {value}" for name, value in self._facts.items()),
+            *(f"* {name}: {value}" for name, value in self.facts.items()),
             *self._sections,
         ]
         return "\n".join(lines).rstrip() + "\n"
@@ -92,8 +92,8 @@ class Report:
     def _failures(self, failed: dict[str, str], columns: int) -> list[list[str]]:
         return [[self._labels[name], f"did not work: {why}", *[""] * (columns - 2)] for name, why in failed.items()]
 
-    def stores(self, rates: Rounds, count: int) -> None:
-        """Case 1: results stored per second, by round."""
+    def stores(self, rates: Rounds, costs: Rounds, count: int) -> None:
+        """Case 1: results stored per second, and microseconds of processor time of the process for each, by round."""
         labels = {
             OURS: "`store_result` of ours",
             "raw": "py-amqp alone, the same bytes",
@@ -109,6 +109,7 @@ class Report:
                     f"{len(values)} x {count}",
                     number(statistics.median(values)),
                     spread(values),
+                    number(statistics.median(costs[name])),
                     "" if name == OURS else ratio(against),
                     verdict(f"at least {STORES_GOAL}", held) if name == "raw" else "",
                 ]
@@ -119,7 +120,7 @@ class Report:
             "messages to the same streams, already encoded, and waits for a confirm each. So the ratio to it is what\n"
             "is left after all that a result backend has to do beside that; the goal is held against it. Redis\n"
             "answers before the result is on disk.",
-            ["what", "n", "per second", "spread", "ratio", "goal"],
+            ["what", "n", "per second", "spread", "its CPU, µs each", "ratio", "goal"],
             rows,
         )
 
@@ -232,7 +233,8 @@ class Report:
         self._section(
             f"Look-up by id among {live:,} live results",
             "A fresh process, which has sent none of the tasks, asks for the state of one random id, connecting\n"
-            "included, then for others. The goals are held against the slowest first look-up and against the 99th\n"
+            "included, then for others; ours reads each partition of the archive when it is asked for the first time,\n"
+            "which is what the slowest are. The goals are held against the slowest first look-up and against the 99th\n"
             "percentile of the others.",
             ["what", "n", "median ms", "99th percentile", "slowest", "ratio", "goal"],
             rows,
@@ -272,7 +274,7 @@ class Report:
         self._section(
             "Memory",
             "MiB before and after: the resident set of RabbitMQ, `used_memory` of Redis, and what their data\n"
-            "directories take on disk; of processes the proportional set size.",
+            "directories take on disk; of processes the resident set, which a worker's child shares in part.",
             ["what", "before", "after", "KiB for each result"],
             rows,
         )

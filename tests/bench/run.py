@@ -63,8 +63,8 @@ class Size:
     """
 
     patience: float = 100.0
-    store_rounds: int = 11
-    stores: int = 1000
+    store_rounds: int = 40
+    stores: int = 200
     task_rounds: int = 5
     tasks: int = 1000
     trip_rounds: int = 5
@@ -78,8 +78,7 @@ class Size:
 
 QUICK = Size(
     patience=15,
-    store_rounds=5,
-    stores=500,
+    store_rounds=15,
     task_rounds=2,
     tasks=250,
     trip_rounds=2,
@@ -269,10 +268,10 @@ class Servers:
 # --- what the kernel knows of a process ------------------------------------------------------------
 
 
-def pss(pid: int) -> float:
-    """Return the proportional set size of a process, MiB."""
-    found = re.search(r"^Pss: +(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
-    return int(found[1]) / 1024 if found else 0.0
+def resident(pid: int) -> float:
+    """Return the resident set size of a process, MiB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def cpu_of(stat: str) -> float:
@@ -334,16 +333,16 @@ class Bench:
                 self.stack.callback(clients[name].close)
             say("warming up")
             self.turns(clients, 1, lambda probe: probe("tasks", 50))
-            begun = {name: (pss(clients[name].pid), max(map(pss, workers[name].pids[1:]))) for name in PAIR}
+            begun = {name: (resident(clients[name].pid), max(map(resident, workers[name].pids[1:]))) for name in PAIR}
             self.stores(clients)
             self.tasks(clients, workers)
             self.round_trips(clients)
             for name in PAIR:
                 label, (client, child) = self.sides[name].label, begun[name]
                 self.processes.append(
-                    (f"client that has collected all results, {label}", client, pss(clients[name].pid))
+                    (f"client that has collected all results, {label}", client, resident(clients[name].pid))
                 )
-                self.processes.append((f"worker's child, {label}", child, max(map(pss, workers[name].pids[1:]))))
+                self.processes.append((f"worker's child, {label}", child, max(map(resident, workers[name].pids[1:]))))
             self.idle(clients, workers)
         self.look_ups()
 
@@ -369,13 +368,15 @@ class Bench:
         count = self.size.stores
         turns = [("hybrid", "hybrid", "stores"), ("raw", "hybrid", "raw_stores"), ("redis", "redis", "stores")]
         rates: dict[str, list[float]] = {name: [] for name, _, _ in turns}
+        costs: dict[str, list[float]] = {name: [] for name, _, _ in turns}
         for number in range(self.size.store_rounds + 1):
             for place, (name, client, command) in enumerate(turns if number % 2 else reversed(turns)):
-                rate = count / clients[client](command, count, self.seed + 10 * (number + 1) + place)
+                seconds, cpu = clients[client](command, count, self.seed + 10 * (number + 1) + place)
                 # The first round connects.
                 if number:
-                    rates[name].append(rate)
-        self.report.stores(rates, count)
+                    rates[name].append(count / seconds)
+                    costs[name].append(1e6 * cpu / count)
+        self.report.stores(rates, costs, count)
 
     def tasks(self, clients: dict[str, Probe], workers: dict[str, Worker]) -> None:
         """Many tasks from end to end, and what they take of the processors."""
@@ -435,10 +436,10 @@ class Bench:
             for name in PAIR if number % 2 else reversed(PAIR):
                 with contextlib.closing(Probe(self.sides[name])) as probe:
                     wanted = probe("sample", live, self.seed, self.size.look_ups + 1, number)
-                    start = pss(probe.pid)
+                    start = resident(probe.pid)
                     first[name] += probe("look_ups", wanted[:1])
                     further[name] += probe("look_ups", wanted[1:])
-                    sizes[name] = (start, pss(probe.pid))
+                    sizes[name] = (start, resident(probe.pid))
         self.report.look_ups(first, further, live)
         self.processes += [(f"client that reads by id, {self.sides[name].label}", *sizes[name]) for name in PAIR]
         self.report.memory(live, (before, after), self.processes, self.queues())
@@ -562,6 +563,7 @@ def main() -> int:
         sides = sides_on(servers)
         report = Report({side.name: side.label for side in sides.values()}, facts(servers, quick=options.quick))
         Bench(servers, sides, QUICK if options.quick else Size(), report).run()
+        report.facts["load average after the run"] = f"{os.getloadavg()[0]:.1f}, other programs included"
     print(report.text())
     if options.write:
         options.write.write_text(report.text())
