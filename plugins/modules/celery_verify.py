@@ -201,7 +201,7 @@ checks:
     actual:
       description: What was found.
       type: str
-      sample: "celery.results.9 offset 41: application/json, persistent, 312 bytes, read twice"
+      sample: "celery.results.9 offset 41: application/json, in a stream, 312 bytes, read twice"
     remedy:
       description: What to do; empty when the rule holds.
       type: str

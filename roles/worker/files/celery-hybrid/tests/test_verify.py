@@ -373,6 +373,7 @@ def answers(**changes):
         "conf": {node: dict(CONF) for node in nodes},
         "active_queues": {"a@h1": [{"name": "one"}], "b@h2": [{"name": "one"}, {"name": "two"}]},
         "report": {node: {"ok": "settings -> transport:redis results:amqp://h\n"} for node in nodes},
+        "result_store": {node: {"outbox": {"count": 0, "refused": 0, "dropped": 0}} for node in nodes},
     }
     every.update(changes)
     return every
@@ -443,6 +444,23 @@ def test_an_unknown_worker_that_answers_with_pickle():
 def test_a_queue_that_nobody_consumes():
     _, found = inspected(queues=["one", "three"])
     assert found["workers.queues"].actual == "nobody consumes three"
+
+
+@pytest.mark.parametrize(
+    ("state", "actual"),
+    [
+        ({"outbox": {"count": 7, "refused": 0, "dropped": 0}}, "b@h2: 7 results wait"),
+        ({"outbox": {"count": 0, "refused": 2, "dropped": 0}}, "b@h2: 2 results are refused by RabbitMQ for good"),
+        ({"outbox": {"count": 0, "refused": 0, "dropped": 2}}, "empty on a@h1, b@h2"),
+        ({"outbox": {"path": "/x", "error": "the outbox /x cannot be used"}}, "b@h2: the outbox /x cannot be used"),
+        ({}, "b@h2 does not tell"),
+        ({"error": "KeyError"}, "b@h2 does not tell"),
+    ],
+)
+def test_results_that_wait_are_told(state, actual):
+    empty = {"outbox": {"count": 0, "refused": 0, "dropped": 0}}
+    _, found = inspected(result_store={"a@h1": empty, "b@h2": state})
+    assert found["workers.outbox"].actual == actual
 
 
 # Topology, from the facts of the management API

@@ -38,6 +38,7 @@ NAMES: dict[str, str] = {
     "workers.answer": "every expected worker answers",
     "settings.workers": "every live worker runs with the settings of the file",
     "workers.queues": "every queue has a worker",
+    "workers.outbox": "no result waits for RabbitMQ",
     "canary.message": "a task message in Redis is JSON",
     "canary.roundtrip[queue]": "a task comes back with its result",
     "canary.archive[queue]": "RabbitMQ keeps that result in its stream, readable again",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from kombu.exceptions import ContentDisallowed
@@ -57,6 +58,15 @@ class Workers:
             needs=some,
         )
 
+        report.run(
+            "workers.outbox",
+            "no result waits in an outbox for RabbitMQ",
+            self._outbox,
+            remedy="Look with 'celery result-store' why RabbitMQ does not take results. What waits is delivered by "
+            "itself; what is refused stays in the file's table 'refused' until somebody deletes it there.",
+            needs=some,
+        )
+
     def unconsumed(self, queues: Sequence[str]) -> list[str]:
         """Queues that certainly nobody consumes: every node that was asked has answered without them."""
         if not self._conf or set(self._queues) != {*self._conf, *self._nodes}:
@@ -91,7 +101,9 @@ class Workers:
 
     def _request(self, command: str, destination: list[str] | None, timeout: float, **arguments: Any) -> dict[str, Any]:
         inspect = self._app.control.inspect(destination=destination, timeout=timeout)
-        return dict(getattr(inspect, command)(**arguments) or {})
+        # A command of this package has no method of its own there.
+        ask = getattr(inspect, command, None) or partial(inspect._request, command)
+        return dict(ask(**arguments) or {})
 
     def _answer(self) -> str:
         heard = self._inspect("ping", None, min(_DISCOVERY, self._timeout))
@@ -150,3 +162,29 @@ class Workers:
             f"{queue}: {', '.join(sorted(node for node, names in self._queues.items() if queue in names))}"
             for queue in queues
         )
+
+    def _outbox(self) -> str:
+        states = self._inspect("result_store", sorted(self._conf), self._timeout)
+        told = []
+        for node in sorted(self._conf):
+            state = states.get(node) or {}
+            outbox = state.get("outbox") if isinstance(state, dict) else None
+            if not isinstance(outbox, dict):
+                raise Failed(
+                    f"{node} does not tell", "Its result backend is not this package's, or of an older release."
+                )
+            if "error" in outbox:
+                raise Failed(
+                    f"{node}: {outbox['error']}",
+                    "Make the folder writable for the worker's user; tasks wait whenever RabbitMQ is away.",
+                )
+            told += [f"{node}: {outbox[name]} {words}" for name, words in _OUTBOX if outbox.get(name)]
+        if told:
+            raise Failed("; ".join(told))
+        return f"empty on {', '.join(sorted(self._conf))}"
+
+
+_OUTBOX = (
+    ("count", "results wait"),
+    ("refused", "results are refused by RabbitMQ for good"),
+)
