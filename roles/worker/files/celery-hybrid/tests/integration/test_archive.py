@@ -314,11 +314,11 @@ def test_the_other_partitions_are_read_ahead(app, make_app):
 
 def test_nothing_is_read_ahead_where_nobody_asked_by_id(in_process):
     answer = in_process(
-        "app.send_task('hybrid.nobody', task_id='x')\n"
+        "sent = app.send_task('hybrid.nobody', queue='nobody', expires=1)\n"
         "archive = app.backend.store.archive\n"
         "answer = [archive._warming is not None, archive._link.connected]\n"
         "try:\n"
-        "    app.AsyncResult('x').get(timeout=1)\n"
+        "    sent.get(timeout=4)\n"
         "except Exception as exc:\n"
         "    answer += [type(exc).__name__, archive._warming is not None, archive._link.connected]"
     )
