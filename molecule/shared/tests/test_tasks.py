@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from stack import wait_until
+
 testinfra_hosts = ["ansible://worker"]
 
 # Runs on the worker host because Celery is there; it uses the client's own user, not the worker's.
@@ -79,3 +81,30 @@ def test_queues_go_to_their_instances(client):
     program = "r = app.send_task('payments.where', queue='{queue}'); print(json.dumps(r.get(timeout=20)))"
     assert client(program.format(queue="celery")).startswith("default@")
     assert client(program.format(queue="slow")).startswith("slow@")
+
+
+def test_results_wait_on_the_worker_while_rabbitmq_is_away(client, root_shell, address, addresses):
+    outbox = "/var/lib/celery/outbox.sqlite3"
+
+    def waiting():
+        script = (
+            "import json; (state,) = json.load(open(0)).values(); print(state['outbox']['count'])",
+            "celery inspect result_store --json --timeout 5 --destination default@$(hostname)",
+        )
+        return int(root_shell(address, f'{script[1]} | python3 -c "{script[0]}"').stdout)
+
+    assert root_shell(addresses["rabbitmq"], "systemctl stop rabbitmq-server").returncode == 0
+    try:
+        ids = client("print(json.dumps([app.send_task('payments.add', (n, n)).id for n in range(5)]))")
+        # STARTED and SUCCESS of each.
+        wait_until(lambda: waiting() == 10, 60)
+        assert root_shell(address, f"stat -c '%U %a' {outbox}").stdout == "celery 600\n"
+        told = root_shell(address, "celery result-store").stdout
+        assert "10 results" in told
+        # What waits survives the worker as well.
+        assert root_shell(address, "systemctl restart celery-worker@default").returncode == 0
+    finally:
+        assert root_shell(addresses["rabbitmq"], "systemctl start rabbitmq-server").returncode == 0
+    program = f"print(json.dumps([AsyncResult(i, app=app).get(timeout=60) for i in {ids}]))"
+    assert client(program) == [0, 2, 4, 6, 8]
+    wait_until(lambda: waiting() == 0, 60)
