@@ -27,6 +27,66 @@ def client(address, root_shell, urls):
 
     def run(program):
         # The program comes on the same input as the URLs, so nothing secret is in a command line.
+        script = (
+            "exec /opt/celery/venv/bin/python -c 'import sys; n = int(sys.stdin.readline()); exec(sys.stdin.read(n))'"
+        )
+        source = PROLOGUE + program
+        done = root_shell(address, script, f"{len(source)}\n{source}{urls['broker']} {urls['results']}\n")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
+
+
+def test_task_gives_its_result(client):
+    assert client("print(json.dumps(app.send_task('payments.add', (2, 3)).get(timeout=20)))") == 5
+
+
+def test_result_survives_a_restart_of_rabbitmq_between_task_and_get(client, root_shell, addresses):
+    task_id = client(
+        "r = app.send_task('payments.add', (20, 3)); r.get(timeout=20); print(json.dumps(r.id))",
+    )
+    restart = root_shell(addresses["rabbitmq"], "systemctl restart rabbitmq-server")
+    assert restart.returncode == 0, restart.stderr
+    # Another process, which has never seen the task, twice.
+    for _ in range(2):
+        assert client(f"r = AsyncResult('{task_id}', app=app); print(json.dumps([r.state, r.get(timeout=20)]))") == [
+            "SUCCESS",
+            23,
+        ]
+
+
+def test_nothing_of_a_result_is_in_redis(client, urls):
+    leftovers = client(
+        "r = app.send_task('payments.add', (1, 1)); r.get(timeout=20)\n"
+        "import redis\n"
+        "server = redis.Redis.from_url(os.environ['CELERY_BROKER_URL'])\n"
+        "print(json.dumps([key.decode() for key in server.scan_iter(count=1000) if r.id in key.decode()]))"
+    )
+    assert leftovers == []
+
+
+def test_groups_and_chords(client):
+    program = (
+        "from celery import chord, group\n"
+        "add, total = app.signature('payments.add'), app.signature('payments.total')\n"
+        "parts = group(add.clone((n, n)) for n in range(5)).apply_async()\n"
+        "whole = chord([add.clone((n, 1)) for n in range(3)], total).apply_async()\n"
+        "print(json.dumps([parts.get(timeout=30), whole.get(timeout=30)]))"
+    )
+    assert client(program) == [[0, 2, 4, 6, 8], 6]
+
+
+def test_queues_go_to_their_instances(client):
+    program = "r = app.send_task('payments.where', queue='{queue}'); print(json.dumps(r.get(timeout=20)))"
+    assert client(program.format(queue="celery")).startswith("default@")
+    assert client(program.format(queue="slow")).startswith("slow@")
+
+
+def test_results_wait_on_the_worker_while_rabbitmq_is_away(client, root_shell, address, addresses):
+    outbox = "/var/lib/celery/outbox.sqlite3"
+
+    def waiting():
         # The instances of a host share it.
         told = json.loads(root_shell(address, "celery inspect result_store --json --timeout 2").stdout)
         return max(state["outbox"]["count"] for state in told.values())
