@@ -143,6 +143,7 @@ Look around:
   make demo-ssh HOST=worker1            a shell on a host; there, for example:
       sudo systemctl status 'celery-worker@*'
       sudo journalctl -fu celery-worker@default
+      sudo celery result-store          the way to RabbitMQ, and what waits for it
   .venv/bin/ansible-playbook -i .demo/inventory.yml celeryops.hybrid.site --check --diff
   .venv/bin/ansible-playbook -i .demo/inventory.yml celeryops.hybrid.verify
   make demo                             again: repairs what differs, changes nothing else
