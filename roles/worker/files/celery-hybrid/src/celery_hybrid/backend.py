@@ -24,7 +24,7 @@ from celery_hybrid.processes import is_pool_child
 from celery_hybrid.records import CHORD_GROWTH, CHORD_PART, CHORD_SHAPE, CHORD_SIZE, GROUP, RESULT, Record
 from celery_hybrid.store import Store, on_fork, store_of
 from celery_hybrid.urls import masked
-from celery_hybrid.waiting import ResultConsumer
+from celery_hybrid.waiting import SHORTEST_LOOK, ResultConsumer
 
 logger = logging.getLogger(__name__)
 
@@ -268,7 +268,8 @@ class AMQPBackend(AsyncBackendMixin, Backend):
         missing = set(task_ids)
         looks = 0
         while missing:
-            for task_id, meta in self._ready_of(missing, READY_STATES):
+            limit = None if deadline is None else max(SHORTEST_LOOK, deadline - time.monotonic())
+            for task_id, meta in self._ready_of(missing, READY_STATES, limit):
                 missing.discard(task_id)
                 if on_message is not None:
                     on_message(meta)
@@ -283,7 +284,9 @@ class AMQPBackend(AsyncBackendMixin, Backend):
                 on_interval()
             time.sleep(min(pause, remaining))
 
-    def _ready_of(self, task_ids: set[str], ready_states: frozenset[str]) -> Iterator[tuple[str, Meta]]:
+    def _ready_of(
+        self, task_ids: set[str], ready_states: frozenset[str], timeout: float | None
+    ) -> Iterator[tuple[str, Meta]]:
         unknown: list[str] = []
         for task_id in list(task_ids):
             try:
@@ -294,7 +297,7 @@ class AMQPBackend(AsyncBackendMixin, Backend):
                 yield task_id, meta
         if not unknown:
             return
-        for task_id, record in self._store.archive.results(unknown).items():
+        for task_id, record in self._store.results(unknown, timeout=timeout).items():
             found = self.meta_of(record)
             if found is not None and found["status"] in ready_states:
                 if found["status"] == states.SUCCESS:

@@ -9,6 +9,8 @@ import os
 import threading
 import uuid
 import weakref
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,19 @@ class Store:
         self.writer.write(record, reply_to)
         if self.relay is not None and not is_pool_child():
             self.relay.start()
+
+    def results(
+        self, task_ids: Collection[str], max_age: float | None = None, timeout: float | None = None
+    ) -> dict[str, Record]:
+        """Return what the archive has of tasks, as :meth:`Archive.results` does.
+
+        Of those that were sent from here nothing older is read than they are.
+        """
+        look = partial(self.archive.results, max_age=max_age, timeout=timeout)
+        sent = {task_id: at for task_id in task_ids if (at := self.mailbox.sent_at(task_id)) is not None}
+        unknown = [task_id for task_id in task_ids if task_id not in sent]
+        found = look(list(sent), since=min(sent.values())) if sent else {}
+        return found | (look(unknown) if unknown else {})
 
     def dead_letter(self, message: amqp.Message, routing_key: str) -> None:
         """Publish a dead letter; raises what :meth:`Publisher.publish` does."""

@@ -8,7 +8,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery.backends.asynchronous import BaseResultConsumer, Drainer
@@ -26,7 +25,7 @@ logger = logging.getLogger(__name__)
 _UNPUSHED_FIRST = 0.05
 
 #: Seconds that the first look may take although the timeout is over, so that get(timeout=0) finds what is there.
-_SHORTEST_LOOK = 0.2
+SHORTEST_LOOK = 0.2
 
 
 class Lookout:
@@ -207,19 +206,13 @@ class ResultConsumer(BaseResultConsumer):
         wanted = list(self._wanted)
         if not wanted:
             return
-        mailbox = self.backend.store.mailbox
-        sent = {task_id: at for task_id in wanted if (at := mailbox.sent_at(task_id)) is not None}
-        unknown = [task_id for task_id in wanted if task_id not in sent]
         try:
             # Threads that wait for different tasks share the reading: half a second is new enough.
-            look = partial(
-                self.backend.store.archive.results,
+            found = self.backend.store.results(
+                wanted,
                 max_age=min(0.5, self.backend.options.poll_interval / 2),
-                timeout=remaining if remaining is None or remaining > 0 else _SHORTEST_LOOK,
+                timeout=remaining if remaining is None or remaining > 0 else SHORTEST_LOOK,
             )
-            # There is nothing of a task before it was sent.
-            found = look(list(sent), since=min(sent.values())) if sent else {}
-            found |= look(unknown) if unknown else {}
         except ResultStoreUnreachableError as exc:
             # It may come back in time; the receiver has said so already if it was listening.
             logger.debug("Waiting for %d results goes on: %s", len(wanted), exc)
