@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The client processes of the fault scenario: one sends tasks and waits for some, another one reads all results.
 
-    client.py send FIRST LEAST RATE PAUSE    until standard input ends and at least LEAST tasks are sent
+    client.py send FIRST LEAST RATE PAUSE PATIENCE    until standard input ends and at least LEAST tasks are sent
     client.py read FIRST COUNT CHORDS
 
 Both print one line of JSON in the end; ``send`` prints an empty line when it begins.
@@ -32,7 +32,6 @@ from kombu.exceptions import OperationalError
 SHARE = 5
 CHORD_SECONDS = 2.5
 WAITERS = 4
-PATIENCE = 60.0
 # What get() may take beyond its timeout.
 MARGIN = 10.0
 # For all that is there already.
@@ -57,10 +56,11 @@ class Sender:
         least: so many are sent, also when the end is announced.
         rate: tasks per second.
         pause: seconds that a task takes.
+        patience: seconds that it waits for a result.
     """
 
-    def __init__(self, first: int, least: int, rate: float, pause: float) -> None:
-        self.first, self.least, self.rate, self.pause = first, least, rate, pause
+    def __init__(self, first: int, least: int, rate: float, pause: float, patience: float) -> None:
+        self.first, self.least, self.rate, self.pause, self.patience = first, least, rate, pause, patience
         self.counts: Counter[str] = Counter()
         self.longest = 0.0
         self.complaints: list[str] = []
@@ -131,12 +131,12 @@ class Sender:
                 in_time = False
             seconds = time.monotonic() - begun
             self.longest = max(self.longest, seconds)
-            if not in_time or seconds > PATIENCE + MARGIN:
+            if not in_time or seconds > self.patience + MARGIN:
                 self.hung.append(number)
 
     def _patiently(self, result: Any) -> Any:
         """Call ``get()``, again when it raises because RabbitMQ is away."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + self.patience
         while True:
             try:
                 return result.get(timeout=max(0.1, end - time.monotonic()), propagate=result.parent is not None)
@@ -163,11 +163,11 @@ class Sender:
             self.complaints.append(f"chord {number}: {value!r} instead of {body_of(number)}")
 
 
-def send(first: int, least: int, rate: float, pause: float) -> dict[str, Any]:
+def send(first: int, least: int, rate: float, pause: float, patience: float) -> dict[str, Any]:
     """Send tasks until standard input ends."""
     if app.AsyncResult(id_of(first)).state != states.PENDING:
         raise SystemExit("The server has results of a run with this seed; take another one.")
-    sender = Sender(first, least, rate, pause)
+    sender = Sender(first, least, rate, pause, patience)
     print(flush=True)
     threading.Thread(target=lambda: (sys.stdin.read(), sender.ending.set()), daemon=True).start()
     return sender.run()

@@ -45,6 +45,8 @@ HOSTS = {"debian13": ("faults.yml", "10.213.23.13"), "debian12": ("faults_on_deb
 STATE = ROOT / ".cache" / "hosts"
 CACHE = ROOT / ".cache" / "faults"
 NOTES = CACHE / "notes"
+# A file system of its own, so that it can be filled. The outbox leaves 16 MiB of any disk alone.
+SMALL_DISK = CACHE / "small-disk"
 PACKAGE = ROOT / "roles" / "worker" / "files" / "celery-hybrid"
 BIN = ROOT / ".venv" / "bin"
 PINS = ("celery[redis]==5.7.0", "kombu==5.7.0", "redis==8.1.0", "amqp==5.4.2")
@@ -56,7 +58,8 @@ PROCESSES = 4
 NUMBERS = 100_000
 # Nothing may take longer, whatever hangs.
 LIMIT = 900
-SETTLE = 75.0
+# So long nothing may happen while something is still to be done.
+STUCK = 30.0
 # After so many tasks each of the worker's processes has run some, and has its connections.
 WARM = 30
 
@@ -321,6 +324,18 @@ class Faults:
         finally:
             self.start_rabbitmq()
 
+    def disk_filled(self, seconds: float) -> None:
+        """RabbitMQ is stopped, and meanwhile others fill the disk of the outbox to the last byte; it stays full."""
+        try:
+            self.servers.shell("systemctl stop rabbitmq-server")
+            self.hold(seconds / 2)
+            with (SMALL_DISK / "others").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+            self.hold(seconds / 2)
+        finally:
+            self.start_rabbitmq()
+
     def frozen(self, seconds: float) -> None:
         """RabbitMQ's process stands still; the kernel goes on taking bytes for it."""
         try:
@@ -377,8 +392,6 @@ class Faults:
             self.servers.shell("systemctl start redis-server")
 
 
-SMALL_DISK = CACHE / "small-disk"
-
 PHASES = (
     Phase("killed", "killed -9, again and again", Faults.killed, 45, rate=100, pause=0.01, least=5000),
     Phase("stopped", "stopped", Faults.stopped, 20),
@@ -394,8 +407,8 @@ PHASES = (
     Phase("outbox", "stopped, outbox of 50 records", Faults.stopped, 15, options={"outbox_max_records": 50}),
     Phase(
         "full-disk",
-        "stopped, outbox on a full disk",
-        Faults.stopped,
+        "stopped, disk of the outbox full",
+        Faults.disk_filled,
         12,
         options={"outbox": str(SMALL_DISK / "outbox.sqlite3")},
     ),
@@ -465,7 +478,8 @@ class Run:
         first = number * NUMBERS
         worker = self.worker_for(phase)
         starts = worker.starts
-        load = (first, phase.least, phase.rate, phase.pause)
+        # Not for ever where a task may never run, and longer than any backlog elsewhere.
+        load = (first, phase.least, phase.rate, phase.pause, 45 if phase.drops else 150)
         with contextlib.closing(Client(self.programs, self.client, "send", *load)) as sender:
             if not sender.line():
                 sender.answer()
@@ -503,7 +517,7 @@ class Run:
 
     def wait_for(self, number: int) -> None:
         """Wait until a task has run."""
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while number not in self.executed():
             if time.monotonic() > end:
                 raise SystemExit(f"No task runs; see {CACHE / 'worker.log'}.")
@@ -511,16 +525,17 @@ class Run:
 
     def settle(self, phase: Phase, numbers: range) -> None:
         """Wait until all tasks have run and the outbox is empty, but not for ever."""
-        end = time.monotonic() + SETTLE
-        count, changed = -1, 0.0
-        while time.monotonic() < end:
+        # A busy machine may take its time, but something has to happen.
+        patience = phase.visibility + 5 if phase.drops else STUCK
+        seen, changed = None, time.monotonic()
+        while time.monotonic() < changed + patience:
             executed = self.executed()
             ids = {executed[number].id for number in numbers if number in executed}
-            if len(ids) != count:
-                count, changed = len(ids), time.monotonic()
-            waited = phase.drops and time.monotonic() > changed + phase.visibility + 5
-            if (waited or count == len(numbers)) and ids <= self.stored().keys() and not self.depth(phase):
-                break
+            missing, left = len(ids - self.stored().keys()), self.depth(phase)
+            if len(ids) == len(numbers) and not missing and not left:
+                return
+            if (len(ids), missing, left) != seen:
+                seen, changed = (len(ids), missing, left), time.monotonic()
             self.faults.hold(0.5)
 
     def depth(self, phase: Phase) -> int:
@@ -659,11 +674,11 @@ def host(image: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def small_disk() -> Iterator[None]:
-    """Mount a file system that a few hundred results fill."""
+    """Mount a file system that is easily filled."""
     SMALL_DISK.mkdir(parents=True, exist_ok=True)
     while root("umount", str(SMALL_DISK), check=False) == 0:
         pass  # of an earlier run
-    mode = f"size=5m,mode=0700,uid={os.geteuid()},gid={os.getegid()}"
+    mode = f"size=20m,mode=0700,uid={os.geteuid()},gid={os.getegid()}"
     root("mount", "-t", "tmpfs", "-o", mode, "tmpfs", str(SMALL_DISK))
     try:
         yield
@@ -711,8 +726,8 @@ def main() -> int:
     parser.add_argument("--on", metavar="ADDRESS", help="a test host that the roles have set up and that stays")
     parser.add_argument("--package", type=Path, default=PACKAGE, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
-        signal.signal(number, end)
+    for name in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+        signal.signal(name, end)
     signal.alarm(LIMIT)
     phases = [phase for phase in PHASES if phase.name in (options.phase or (QUICK if options.quick else phase.name))]
     if options.quick:
