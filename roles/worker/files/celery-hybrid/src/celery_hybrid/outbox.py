@@ -204,8 +204,16 @@ class Outbox:
             if database is not None:
                 database.close()
 
+    def hold(self) -> None:
+        """Before a fork: let no thread be inside of SQLite, whose own locks a child would inherit for ever."""
+        self._lock.acquire()
+
+    def release(self) -> None:
+        """After a fork, in the parent."""
+        self._lock.release()
+
     def abandon(self) -> None:
-        """In a child: leave the parent's connection alone. The lock may be held by a thread that is not here."""
+        """In a child: leave the parent's connection alone."""
         if self._database is not None:
             _inherited.append(self._database)
         self._database = None

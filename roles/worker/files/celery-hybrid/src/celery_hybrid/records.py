@@ -6,7 +6,6 @@ A record never changes. What holds for an id is the outcome of all its records, 
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -111,7 +110,6 @@ class Record:
             self.body,
             type=self.kind,
             correlation_id=self.id,
-            message_id=uuid.uuid4().hex,
             content_type=self.content_type,
             content_encoding=self.content_encoding,
             # Streams and quorum queues keep every message on disk; this only concerns the copy in a reply queue,

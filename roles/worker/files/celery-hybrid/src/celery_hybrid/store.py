@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import logging
 import os
+import tempfile
 import threading
 import uuid
 import weakref
@@ -186,9 +187,13 @@ def default_outbox(servers: list[urls.Server]) -> Path:
     state = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
     if state:
         return Path(state) / "outbox.sqlite3"
-    home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    name = hashlib.sha256(" ".join(map(str, servers)).encode()).hexdigest()[:16]
-    return Path(home).expanduser() / "celery-hybrid" / f"outbox-{name}.sqlite3"
+    name = f"outbox-{hashlib.sha256(' '.join(map(str, servers)).encode()).hexdigest()[:16]}.sqlite3"
+    try:
+        home = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
+    except RuntimeError:
+        # A user without a home: not a good place, as it may be emptied at a start, but one that can be written.
+        home = Path(tempfile.gettempdir()) / f"celery-hybrid-{os.getuid()}"
+    return home / "celery-hybrid" / name
 
 
 def share_address(app: Any) -> str:
@@ -249,6 +254,16 @@ class _Registry:
         self.lock = threading.Lock()
         self.stores: weakref.WeakKeyDictionary[Any, dict[Any, Store]] = weakref.WeakKeyDictionary()
         self.listeners: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.held: list[Outbox] = []
+
+    def before_fork(self) -> None:
+        self.held = [store.outbox for stores in self.stores.values() for store in stores.values() if store.outbox]
+        for outbox in self.held:
+            outbox.hold()
+
+    def after_fork_in_parent(self) -> None:
+        for outbox in self.held:
+            outbox.release()
 
     def after_fork(self) -> None:
         self.lock = threading.Lock()
@@ -275,7 +290,11 @@ _OWNER, _ADDRESS = "celery_hybrid_pid", "celery_hybrid_address"
 _registry = _Registry()
 
 # os, not billiard: gunicorn, uwsgi and multiprocessing fork as well.
-os.register_at_fork(after_in_child=_registry.after_fork)
+os.register_at_fork(
+    before=_registry.before_fork,
+    after_in_parent=_registry.after_fork_in_parent,
+    after_in_child=_registry.after_fork,
+)
 # The children of a pool leave with os._exit(), which runs no finalizers.
 signals.worker_process_shutdown.connect(_registry.close, weak=False)
 signals.worker_ready.connect(_registry.serve, weak=False)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import threading
+import time
 from pathlib import Path
 
 import pytest
+from celery import Celery
 
 from celery_hybrid.errors import OutboxError
 from celery_hybrid.outbox import FullError, Outbox
 from celery_hybrid.records import RESULT, Record
+from celery_hybrid.store import default_outbox
+from celery_hybrid.urls import parse
 
 
 def record(name: str, body: bytes = b"{}") -> Record:
@@ -141,6 +146,7 @@ def test_a_full_disk_is_left_some_room_and_what_waits_can_be_read(path: Path, mo
 def test_a_child_uses_a_connection_of_its_own(path: Path) -> None:
     outbox = Outbox(path, 10, 1 << 20)
     outbox.add(record("parent"), None)
+    outbox.hold()
     child = os.fork()
     if child == 0:
         try:
@@ -148,6 +154,7 @@ def test_a_child_uses_a_connection_of_its_own(path: Path) -> None:
             outbox.add(record("child"), None)
         finally:
             os._exit(0)
+    outbox.release()
     assert os.waitpid(child, 0)[1] == 0
     outbox.add(record("parent again"), None)
     assert [waiting.record.id for waiting in outbox.oldest(5)] == ["parent", "child", "parent again"]
@@ -162,3 +169,54 @@ def test_space_is_given_back(path: Path) -> None:
     outbox.remove(outbox.oldest(100)[-1].seq)
     outbox.shrink()
     assert path.stat().st_size < large / 4
+
+
+def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    servers, _ = parse("amqp://me:secret@host/celery")
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/celery:/var/lib/other")
+    assert default_outbox(servers) == Path("/var/lib/celery/outbox.sqlite3")
+    monkeypatch.delenv("STATE_DIRECTORY")
+    monkeypatch.setenv("XDG_STATE_HOME", "/state")
+    path = default_outbox(servers)
+    assert (path.parent, path.suffix) == (Path("/state/celery-hybrid"), ".sqlite3")
+    other, _ = parse("amqp://me:secret@host/other")
+    assert default_outbox(other) != path
+
+    def homeless(_: Path) -> Path:
+        raise RuntimeError
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert default_outbox(servers).name == path.name
+
+
+def test_a_fork_waits_until_no_thread_is_inside(path: Path) -> None:
+    """Otherwise a child would inherit a lock of SQLite that nobody opens."""
+    app = Celery(set_as_current=False)
+    app.conf.update(
+        result_backend="amqp://me:secret@127.0.0.1:9/celery", result_backend_transport_options={"outbox": str(path)}
+    )
+    outbox = app.backend.store.outbox
+    assert outbox is not None
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with outbox._use():
+            inside.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait(10)
+    threading.Timer(0.3, leave.set).start()
+    begun = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        try:
+            outbox.add(record("child"), None)
+        finally:
+            os._exit(0)
+    assert time.monotonic() - begun > 0.2
+    assert os.waitpid(child, 0)[1] == 0
+    thread.join()
+    outbox.add(record("parent"), None)
+    assert [waiting.record.id for waiting in outbox.oldest(5)] == ["child", "parent"]
