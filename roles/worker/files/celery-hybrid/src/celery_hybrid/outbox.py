@@ -84,6 +84,10 @@ class Depth:
     dropped: int
 
 
+class NobodyWaitsError(OutboxError):
+    """There is nothing to wait behind."""
+
+
 class FullError(OutboxError):
     """There is no room for another record."""
 
@@ -116,15 +120,17 @@ class Outbox:
         with self._use() as database:
             return database.execute("SELECT 1 FROM records LIMIT 1").fetchone() is not None
 
-    def add(self, record: Record, reply_to: str | None, reserve: bool = False) -> None:
+    def add(self, record: Record, reply_to: str | None, reserve: bool = False, behind: bool = False) -> None:
         """Append a record; it is on the disk when this returns.
 
         Args:
             record: the record.
             reply_to: address of the client that waits for it.
             reserve: whether it may use the reserve.
+            behind: only if others wait.
 
         Raises:
+            NobodyWaitsError: nobody does.
             FullError: there is no room.
             OutboxError: the file cannot be written.
         """
@@ -134,6 +140,8 @@ class Outbox:
             raise FullError(f"the outbox {self.path} is on a file system with only {free} bytes left")
         with self._change() as database:
             count, size = database.execute("SELECT count, size FROM totals").fetchone()
+            if behind and not count:
+                raise NobodyWaitsError(f"the outbox {self.path} is empty")
             if count and (count + 1 > self._max_records * share or size + record.size > self._max_bytes * share):
                 raise FullError(f"the outbox {self.path} is full: it holds {count} results, {size} bytes")
             database.execute(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from celery.backends.asynchronous import BaseResultConsumer, Drainer
+from celery.exceptions import BackendGetMetaError
 from kombu.utils.compat import detect_environment
 
 from celery_hybrid.errors import ResultStoreUnreachableError
@@ -26,6 +27,9 @@ _UNPUSHED_FIRST = 0.05
 
 #: Seconds that the first look may take although the timeout is over, so that get(timeout=0) finds what is there.
 SHORTEST_LOOK = 0.2
+
+#: Seconds between two calls of what Celery wants to be called while it waits.
+_INTERVAL = 0.5
 
 
 class Lookout:
@@ -155,7 +159,7 @@ class ResultConsumer(BaseResultConsumer):
         Args:
             p: ``on_ready`` of the result.
             timeout: seconds; None waits for ever.
-            on_interval: called after each step, at least once a second.
+            on_interval: called now and then, at least every two seconds.
 
         Raises:
             TimeoutError: it took longer.
@@ -165,6 +169,7 @@ class ResultConsumer(BaseResultConsumer):
         generation = store.replies.generation
         lookout = self._lookout(timeout)
         looked = False
+        interval_at = 0.0
         while not p.ready:
             remaining = None if deadline is None else deadline - time.monotonic()
             if remaining is not None and remaining <= 0 and (looked or not lookout.due()):
@@ -186,8 +191,19 @@ class ResultConsumer(BaseResultConsumer):
                 self.drain_events(timeout=pause)
                 lookout.pushed()
             yield
-            if on_interval:
-                on_interval()
+            if on_interval and time.monotonic() >= interval_at:
+                # Celery looks there whether a parent has failed, which takes a look-up for each of them.
+                interval_at = time.monotonic() + _INTERVAL
+                self._call(on_interval)
+
+    @staticmethod
+    def _call(on_interval: Callable[[], Any]) -> None:
+        try:
+            on_interval()
+        except BackendGetMetaError as exc:
+            # RabbitMQ may come back in time, as for the result itself.
+            if not isinstance(exc.__cause__, ResultStoreUnreachableError):
+                raise
 
     def _lookout(self, timeout: float | None, first: float | None = None) -> Lookout:
         options, store = self.backend.options, self.backend.store

@@ -8,7 +8,7 @@ import time
 
 from celery_hybrid.errors import OutboxError, RecordTooLargeError, ResultStoreError
 from celery_hybrid.options import DROP_OLDEST, Options
-from celery_hybrid.outbox import FullError, Outbox
+from celery_hybrid.outbox import FullError, NobodyWaitsError, Outbox
 from celery_hybrid.processes import must_not_wait
 from celery_hybrid.publisher import Publisher
 from celery_hybrid.records import Record
@@ -55,8 +55,9 @@ class Writer:
         loop = must_not_wait()
         patience = _LOOP_PATIENCE if loop else self._options.confirm_timeout
         while True:
-            reason = "Others wait in the outbox already."
-            if not self._waiting():
+            behind = self._waiting()
+            reason = "Others wait there already."
+            if not behind:
                 try:
                     self._publisher.publish(record, reply_to, patience)
                 except RecordTooLargeError:
@@ -67,11 +68,13 @@ class Writer:
                     self._told = False
                     return
             try:
-                self._outbox.add(record, reply_to, reserve=loop)
+                self._outbox.add(record, reply_to, reserve=loop, behind=behind)
+            except NobodyWaitsError:
+                continue  # delivered in this moment; else this one would make all others wait behind it
             except OutboxError as exc:
                 full = exc
             else:
-                self._tell(reason)
+                self._tell(reason, logging.INFO if behind else logging.WARNING)
                 return
             if isinstance(full, FullError) and self._options.outbox_full == DROP_OLDEST:
                 self._drop(record)
@@ -90,11 +93,11 @@ class Writer:
         except OutboxError:
             return False  # add() tells why, when it is needed
 
-    def _tell(self, reason: str) -> None:
+    def _tell(self, reason: str, level: int) -> None:
         # Once for each outage, not for each result.
         if not self._told:
             self._told = True
-            logger.warning("Results go to the outbox %s until RabbitMQ takes them. %s", self._outbox.path, reason)
+            logger.log(level, "Results go to the outbox %s until RabbitMQ takes them. %s", self._outbox.path, reason)
 
     def _drop(self, record: Record) -> None:
         try:

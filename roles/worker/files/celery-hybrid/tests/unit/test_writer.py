@@ -100,6 +100,16 @@ def test_nobody_overtakes_those_who_wait(write: Any, publisher: Publisher, outbo
     assert len(publisher.patience) == 1
 
 
+def test_the_last_one_to_come_does_not_make_others_wait(
+    write: Any, publisher: Publisher, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looked just before the last record was delivered."""
+    looks = [True, False]
+    monkeypatch.setattr(outbox, "waiting", lambda: looks.pop(0))
+    write("a")
+    assert (publisher.published, waiting(outbox)) == (["a"], [])
+
+
 def test_an_outage_is_told_once(write: Any, publisher: Publisher, caplog: pytest.LogCaptureFixture) -> None:
     publisher.failure = AWAY
     with caplog.at_level(logging.WARNING):
