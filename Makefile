@@ -93,8 +93,8 @@ test-celery: venv ## Celery's own integration tests with this backend and with R
 	@nice python3 tests/celery_suite/run.py
 
 .PHONY: test-faults
-test-faults: venv ## kill, stop, cut and fill RabbitMQ under load, and count what was lost or changed (8 minutes)
-	@python3 tests/faults/run.py
+test-faults: venv ## kill, stop, cut and fill RabbitMQ under load, and count what was lost or changed (8 minutes; FAULTS=--quick: 2)
+	@python3 tests/faults/run.py $(FAULTS)
 
 .PHONY: bench
 bench: venv ## measure the result backend beside its rivals in one run (10 minutes; BENCH=--quick: 2)

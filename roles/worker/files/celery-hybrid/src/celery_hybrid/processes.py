@@ -13,27 +13,21 @@ from celery._state import get_current_task
 
 class _Known:
     main: int | None = None
-    child: int | None = None
 
 
 def _main_process(**_: Any) -> None:
     _Known.main = os.getpid()
 
 
-def _pool_child(**_: Any) -> None:
-    # The solo pool says the same of the main process.
-    if current_process().name != "MainProcess":
-        _Known.child = os.getpid()
-
-
 def is_pool_child() -> bool:
     """Tell whether this is a child of a prefork pool."""
-    return _Known.child == os.getpid()
+    # Asked of billiard, which the pool is made of: its signals may have been sent before this module was imported.
+    return bool(current_process().name != "MainProcess")
 
 
 def runs_tasks() -> bool:
     """Tell whether this process belongs to a worker, or is in the middle of a task."""
-    return os.getpid() in {_Known.main, _Known.child} or get_current_task() is not None
+    return _Known.main == os.getpid() or is_pool_child() or get_current_task() is not None
 
 
 def must_not_wait() -> bool:
@@ -46,4 +40,3 @@ def must_not_wait() -> bool:
 
 
 signals.worker_ready.connect(_main_process, weak=False)
-signals.worker_process_init.connect(_pool_child, weak=False)

@@ -60,6 +60,7 @@ class Store:
         self._options = options.merged(query)
         self._expires = expires
         self.refusals = Refusals(self.dead_letter)
+        self._serving: int | None = None
         # Of the process that made it; its children use it as well, over connections of their own.
         self.outbox = self._outbox()
         self._assemble(share_address(app))
@@ -124,6 +125,9 @@ class Store:
 
     def serve(self) -> None:
         """Do, in a worker's main process, what its children and other workers need: chords and the outbox."""
+        if self._serving == os.getpid():
+            return
+        self._serving = os.getpid()
         self.chords.start(wait=False)
         if self.relay is None or self.outbox is None:
             return
@@ -297,4 +301,6 @@ os.register_at_fork(
 )
 # The children of a pool leave with os._exit(), which runs no finalizers.
 signals.worker_process_shutdown.connect(_registry.close, weak=False)
+# In the main process. Workers of celery.contrib.testing do not say that they are ready.
 signals.worker_ready.connect(_registry.serve, weak=False)
+signals.task_received.connect(_registry.serve, weak=False)
