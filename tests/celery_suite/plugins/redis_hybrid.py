@@ -9,11 +9,7 @@ Most of Celery's integration tests skip themselves unless ``result_backend`` beg
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from celery import signals
-from celery.contrib.testing.worker import test_worker_started
 
 from celery_hybrid.backend import AMQPBackend
 
@@ -23,9 +19,3 @@ def join_native_of_any_backend(request: pytest.FixtureRequest, monkeypatch: pyte
     """Run the tests of ``join_native`` that skip themselves unless the backend keeps keys and values."""
     if request.node.name.startswith("test_join_native_timeout_zero"):
         monkeypatch.setattr(request.module, "BaseKeyValueStoreBackend", AMQPBackend)
-
-
-@test_worker_started.connect(weak=False)
-def _is_ready(consumer: Any, **_: Any) -> None:
-    # The worker of Celery's fixtures says so with a signal of its own.
-    signals.worker_ready.send(sender=consumer)
