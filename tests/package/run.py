@@ -11,10 +11,15 @@ tests get the rights of a client, their workers those of a worker, never those o
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO, Any
 from urllib.parse import quote
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +27,7 @@ INVENTORY = ROOT / "molecule" / "inventory" / "package.yml"
 STATE = ROOT / ".cache" / "hosts"
 PACKAGE = ROOT / "roles" / "worker" / "files" / "celery-hybrid"
 BIN = ROOT / ".venv" / "bin"
+LOGS = ROOT / ".cache" / "package"
 # (host, its address, the environments of tox that run there): RabbitMQ 3.10 is on Debian 12, 4.0 on Debian 13.
 MATRIX = (
     ("debian12", "10.213.20.12", ("celery57",)),
@@ -34,40 +40,59 @@ def secret(name: str) -> str:
     return quote((STATE / "secrets" / name).read_text().strip(), safe="")
 
 
-def run(*command: str | Path, **environment: str) -> int:
-    """Run a command in the checkout and return its exit status."""
+def run(*command: str | Path, log: IO[str] | None = None, **environment: str) -> int:
+    """Run a command in the checkout, its output into a log if there is one; return its exit status."""
     settings = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), **environment}
-    return subprocess.run([str(part) for part in command], cwd=ROOT, env=settings, check=False).returncode
+    output: dict[str, Any] = {"stdout": log, "stderr": subprocess.STDOUT} if log else {}
+    return subprocess.run([str(part) for part in command], cwd=ROOT, env=settings, check=False, **output).returncode
 
 
 def run_tests() -> int:
     """Set up the servers and run the matrix; return the number of runs that failed."""
-    failed = 0
+    shutil.rmtree(LOGS, ignore_errors=True)
+    LOGS.mkdir(parents=True)
+    # Once, because building writes into the sources.
+    if run(BIN / "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps", "--wheel-dir", LOGS, PACKAGE):
+        return 1
+    shutil.rmtree(PACKAGE / "build", ignore_errors=True)
     if run(BIN / "python", "tests/hosts/testhosts.py", "up", "-i", INVENTORY):
         return 1
     # The hosts do not depend on each other here, so both at once; a role's output matters when it fails.
     site = (BIN / "ansible-playbook", "-i", INVENTORY, "celeryops.hybrid.site")
     if run(*site, "-e", "redis_serial=2", "-e", "rabbitmq_serial=2", ANSIBLE_DISPLAY_OK_HOSTS="false"):
         return 1
-    for host, address, environments in MATRIX:
-        for tox_environment in environments:
-            print(f"\n-- celery-hybrid: {tox_environment} against {host}", flush=True)
-            failed += (
-                run(
-                    BIN / "tox",
-                    "run",
-                    "-q",
-                    "-c",
-                    PACKAGE,
-                    "-e",
-                    tox_environment,
-                    CELERY_HYBRID_TEST_BROKER=f"redis://celery:{secret('redis')}@{address}:6379/0",
-                    CELERY_HYBRID_TEST_RESULTS=f"amqp://client:{secret('rabbitmq_client')}@{address}:5672/celery",
-                    CELERY_HYBRID_TEST_WORKER=f"amqp://worker:{secret('rabbitmq_worker')}@{address}:5672/celery",
-                    CELERY_HYBRID_TEST_SHELL=f"{sys.executable} {__file__} --on {address}",
-                )
-                != 0
+    with ThreadPoolExecutor() as pool:
+        return sum(pool.map(run_on, MATRIX))
+
+
+def run_on(row: tuple[str, str, tuple[str, ...]]) -> int:
+    """Run the environments of one host, one after the other; return the number of those that failed."""
+    host, address, environments = row
+    (wheel,) = LOGS.glob("*.whl")
+    failed = 0
+    for name in environments:
+        began = time.monotonic()
+        path = LOGS / f"{host}-{name}.log"
+        print(f"-- celery-hybrid: {name} against {host}; output in {path.relative_to(ROOT)}", flush=True)
+        tox = (BIN / "tox", "run", "-q", "-c", PACKAGE, "--workdir", PACKAGE / ".tox" / host, "--installpkg", wheel)
+        with path.open("w") as log:
+            status = run(
+                *(*tox, "-e", name),
+                log=log,
+                CELERY_HYBRID_TEST_BROKER=f"redis://celery:{secret('redis')}@{address}:6379/0",
+                CELERY_HYBRID_TEST_RESULTS=f"amqp://client:{secret('rabbitmq_client')}@{address}:5672/celery",
+                CELERY_HYBRID_TEST_WORKER=f"amqp://worker:{secret('rabbitmq_worker')}@{address}:5672/celery",
+                CELERY_HYBRID_TEST_SHELL=f"{sys.executable} {__file__} --on {address}",
             )
+        text = path.read_text()
+        counts = "; ".join(re.findall(r"^.*(?:passed|failed).* in .*$", text, re.MULTILINE))
+        good = status == 0 and counts
+        failed += not good
+        verdict = (
+            f"{'passed' if good else 'FAILED'} after {time.monotonic() - began:.0f} s: {counts or 'no test has run'}"
+        )
+        # In one go, because the other host's may come at the same time.
+        print(f"{'' if good else text}-- celery-hybrid: {name} against {host}: {verdict}", flush=True)
     return failed
 
 
