@@ -297,7 +297,13 @@ class AMQPBackend(AsyncBackendMixin, Backend):
                 yield task_id, meta
         if not unknown:
             return
-        for task_id, record in self._store.results(unknown, timeout=timeout).items():
+        try:
+            records = self._store.results(unknown, timeout=timeout)
+        except ResultStoreUnreachableError:
+            if timeout is None:
+                raise
+            return  # the next look may be in time
+        for task_id, record in records.items():
             found = self.meta_of(record)
             if found is not None and found["status"] in ready_states:
                 if found["status"] == states.SUCCESS:

@@ -56,6 +56,8 @@ def test_fork_after_use(task, app):
 
 
 def test_fork_while_another_thread_stores(app):
+    # Celery's own first use holds locks of functools, which a child would inherit (Python before 3.12).
+    app.backend.store_result("busy", 1, "PROGRESS")
     stop = threading.Event()
 
     def store():
@@ -176,7 +178,7 @@ answer = [values, called, time.monotonic() - begun, threading.active_count()]
     values, called, elapsed, threads = answer
     assert values == list(range(1, 41))
     assert called == [10]
-    assert 1 <= elapsed < 1.15
+    assert 1 <= elapsed < 2
     assert threads <= 3
 
 

@@ -253,7 +253,8 @@ def test_timeouts_are_accurate(task, tmp_path, seconds):
         with pytest.raises(CeleryTimeoutError):
             result.get(timeout=seconds)
         elapsed = time.monotonic() - begun
-        assert seconds <= elapsed < 1.1 * seconds + 0.05
+        # Within 10 % when the machine has nothing else to do; here it may have.
+        assert seconds <= elapsed < 1.1 * seconds + 0.5
     finally:
         go.touch()
     assert result.get(timeout=20) == "found"

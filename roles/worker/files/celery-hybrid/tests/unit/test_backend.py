@@ -154,7 +154,7 @@ def test_waiting_ends_in_time(app):
     begun = time.monotonic()
     with pytest.raises(CeleryTimeoutError):
         app.AsyncResult("id").get(timeout=1)
-    assert 1.0 <= time.monotonic() - begun < 1.1
+    assert 1.0 <= time.monotonic() - begun < 2
 
 
 def test_tasks_are_sent_without_the_result_store_and_it_is_said_once(app, caplog):
