@@ -105,8 +105,12 @@ def test_results_expire_by_policy(api):
 def test_least_rights(api, user):
     (rights,) = api(f"users/{user}/permissions")
     assert rights["vhost"] == "celery"
-    assert rights["configure"] == r"^celery\.reply\..*$"
-    assert ("dlx" in rights["write"]) == (user == "worker")
+    configure = {"worker": r"^celery\.(reply\..*|journal\.replayed)$", "client": r"^celery\.reply\..*$"}
+    assert rights["configure"] == configure[user]
+    # A client only sends the results that it refuses there.
+    limits = [limit for limit in api(f"users/{user}/topic-permissions") if limit["exchange"] == "celery.dlx"]
+    assert [limit["write"] for limit in limits] == {"worker": [], "client": [r"^result\.refused$"]}[user]
+    assert ("chords" in rights["read"]) == ("journal" in rights["read"]) == (user == "worker")
     assert "dead_letters" not in rights["read"] + rights["write"]
 
 
