@@ -117,7 +117,12 @@ def test_least_rights(api, user):
 def test_log_has_no_error(host):
     log = host.run("journalctl -b -u rabbitmq-server; cat /var/log/rabbitmq/rabbit*.log").stdout
     errors = [line for line in log.splitlines() if "[error]" in line or "[critical]" in line]
-    # Wrong passwords are given on purpose, see test_refusals: each is two lines of one Erlang process.
-    refused = {line.partition("<")[2].partition(">")[0] for line in errors if "login refused" in line}
-    errors = [line for line in errors if line.partition("<")[2].partition(">")[0] not in refused]
-    assert errors == []
+    # On purpose: wrong passwords (test_refusals), and RabbitMQ stopped under the workers' connections (test_tasks), which
+    # 3.10 calls an error. Each is two lines of one Erlang process.
+    excused = ("login refused", "with reason 'shutdown'")
+    processes = {process_of(line) for line in errors if any(words in line for words in excused)}
+    assert [line for line in errors if process_of(line) not in processes] == []
+
+
+def process_of(line):
+    return line.partition("<")[2].partition(">")[0]
