@@ -234,7 +234,7 @@ class Report:
             f"Look-up by id among {live:,} live results",
             "A fresh process, which has sent none of the tasks, asks for the state of one random id, connecting\n"
             "included, then for others; ours reads each partition of the archive when it is asked for the first time,\n"
-            "which is what the slowest are. The goals are held against the slowest first look-up and against the 99th\n"
+            "which the slowest probably were. The goals are held against the slowest first look-up and against the 99th\n"
             "percentile of the others.",
             ["what", "n", "median ms", "99th percentile", "slowest", "ratio", "goal"],
             rows,

@@ -566,6 +566,7 @@ def main() -> int:
         report.facts["load average after the run"] = f"{os.getloadavg()[0]:.1f}, other programs included"
     print(report.text())
     if options.write:
+        options.write.parent.mkdir(parents=True, exist_ok=True)
         options.write.write_text(report.text())
     return 0
 
