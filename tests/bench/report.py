@@ -234,8 +234,8 @@ class Report:
             f"Look-up by id among {live:,} live results",
             "A fresh process, which has sent none of the tasks, asks for the state of one random id, connecting\n"
             "included, then for others; ours reads each partition of the archive when it is asked for the first time,\n"
-            "which the slowest probably were. The goals are held against the slowest first look-up and against the 99th\n"
-            "percentile of the others.",
+            "which the slowest probably were. The goals are held against the slowest first look-up and against the\n"
+            "99th percentile of the others.",
             ["what", "n", "median ms", "99th percentile", "slowest", "ratio", "goal"],
             rows,
         )
