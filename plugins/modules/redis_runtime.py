@@ -14,8 +14,11 @@ description:
   - Changes live what can be changed live, and says what needs a restart. It never restarts.
   - The configuration and the ACL file of the server must say the same, or its next restart undoes the change.
   - Connections of clients stay open, also those of a user that changes.
+  - Without O(wait), a server that does not answer is no failure but told in RV(status), so that a host that is about to
+    restart or to install its Redis can be compared as well.
 author:
   - celeryops.hybrid contributors
+extends_documentation_fragment: [celeryops.hybrid.redis_server]
 attributes:
   check_mode:
     support: full
@@ -27,22 +30,6 @@ attributes:
     support: full
     description: A second run changes nothing.
 options:
-  host:
-    description: Name or address of the server.
-    type: str
-    default: 127.0.0.1
-  port:
-    description: TCP port of the server.
-    type: int
-    default: 6379
-  username:
-    description: ACL user with the rights of an administrator.
-    type: str
-    required: true
-  password:
-    description: Password of the user.
-    type: str
-    required: true
   settings:
     description: Settings as they stand in redis.conf.
     type: list
@@ -82,12 +69,6 @@ options:
         type: list
         elements: str
         default: []
-  wait:
-    description:
-      - Seconds to wait until the server answers, for example while it loads its data after a restart.
-      - With V(0), a server that does not answer is no failure but told in RV(status).
-    type: float
-    default: 0.0
 """
 
 EXAMPLES = r"""
@@ -140,10 +121,11 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.celeryops.hybrid.plugins.module_utils._redis import Difference, Runtime
 from ansible_collections.celeryops.hybrid.plugins.module_utils._redis_client import (
-    RedisClient,
     RedisError,
     RefusedError,
     UnreachableError,
+    client_arguments,
+    client_from,
 )
 
 REWRITE_SECONDS = 600
@@ -152,10 +134,7 @@ REWRITE_SECONDS = 600
 def argument_spec() -> dict[str, Any]:
     """Return the options of the module."""
     return {
-        "host": {"type": "str", "default": "127.0.0.1"},
-        "port": {"type": "int", "default": 6379},
-        "username": {"type": "str", "required": True},
-        "password": {"type": "str", "required": True, "no_log": True},
+        **client_arguments(),
         "settings": {
             "type": "list",
             "elements": "dict",
@@ -177,26 +156,7 @@ def argument_spec() -> dict[str, Any]:
                 "rules": {"type": "list", "elements": "str", "default": []},
             },
         },
-        "wait": {"type": "float", "default": 0.0},
     }
-
-
-def connect(parameters: dict[str, Any]) -> RedisClient:
-    """Return a connection; while the server starts or loads its data, try again."""
-    deadline = time.monotonic() + parameters["wait"]
-    while True:
-        try:
-            client = RedisClient(*(parameters[name] for name in ("host", "port", "username", "password")))
-            # While it loads, a server takes the login but nothing else.
-            client.call("PING")
-        except RefusedError:
-            raise
-        except (UnreachableError, RedisError):
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(0.2)
-        else:
-            return client
 
 
 def diff_of(found: list[Difference]) -> dict[str, Any]:
@@ -228,7 +188,7 @@ def main() -> None:
         "unseen": [],
     }
     try:
-        with connect(module.params) as client:
+        with client_from(module.params) as client:
             runtime = Runtime(client, module.params["settings"], module.params["users"])
             found = runtime.differences()
             live = [item for item in found if item.live]
