@@ -10,9 +10,13 @@ A declaration is plain data. Settings are a list of ``{name, value, why}``; user
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import re
 import typing as t
+from collections import Counter
+
+from ansible_collections.celeryops.hybrid.plugins.module_utils._redis_client import RedisError
 
 Setting = t.Mapping[str, t.Any]
 User = t.Mapping[str, t.Any]
@@ -27,40 +31,20 @@ class Client(t.Protocol):
 _UNITS = {"": 1, "b": 1, "k": 1000, "kb": 1024, "m": 1000**2, "mb": 1024**2, "g": 1000**3, "gb": 1024**3}
 _SIZE = re.compile(r"^(\d+)\s*([kmg]b?|b)?$", re.IGNORECASE)
 
-# CONFIG SET refuses these; everything else that CONFIG GET shows can be changed in the running server.
-RESTART_ONLY = frozenset(
-    {
-        "aclfile",
-        "always-show-logo",
-        "appenddirname",
-        "appendfilename",
-        "cluster-config-file",
-        "cluster-enabled",
-        "daemonize",
-        "databases",
-        "dbfilename",
-        "dir",
-        "disable-thp",
-        "io-threads",
-        "io-threads-do-reads",
-        "logfile",
-        "pidfile",
-        "rdbchecksum",
-        "set-proc-title",
-        "supervised",
-        "syslog-enabled",
-        "syslog-facility",
-        "syslog-ident",
-        "tcp-backlog",
-        "unixsocket",
-        "unixsocketperm",
-    }
-)
+# Lines of redis.conf that are no settings: CONFIG GET never shows them.
+FILE_ONLY = frozenset({"include", "loadmodule", "rename-command", "user"})
+
+# Values that nobody but the server may see.
+_SECRETS = frozenset({"masterauth", "primaryauth", "requirepass", "tls-client-key-file-pass", "tls-key-file-pass"})
 
 # A rule is one word; only a selector, in brackets, has blanks.
 _RULE = re.compile(r"[~&%+@-]\S*|all(keys|channels|commands)|nocommands|reset(keys|channels)|\([^()\r\n]*\)")
 
 _PROBE = "celeryops-compare-"
+_NO_SETTING = "celeryops-no-such-setting"
+
+# What 'A' stands for in notify-keyspace-events.
+_EVENTS = "g$lshzxetd"
 
 
 def size_in_bytes(value: t.Any) -> int:
@@ -148,6 +132,8 @@ def _canonical(name: str, value: str) -> str:
     if name == "client-output-buffer-limit":
         words = ["slave" if word == "replica" else word for word in text.split()]
         return " ".join(word if index % 4 in (0, 3) else str(size_in_bytes(word)) for index, word in enumerate(words))
+    if name == "notify-keyspace-events":
+        return "".join(sorted(set(text.replace("A", _EVENTS))))
     if _SIZE.match(text):
         return str(size_in_bytes(text))
     return text.lower() if text.lower() in ("yes", "no") else text
@@ -162,45 +148,95 @@ def _agrees(name: str, running: str, declared: str) -> bool:
     return running == declared
 
 
-def _described_user(line: str) -> tuple[str, dict[str, t.Any]]:
-    words = line.split()
-    rules = words[2:]
-    return words[1], {
-        "enabled": "on" in rules,
-        "passwords": sorted(word for word in rules if word.startswith("#") or word == "nopass"),
-        "keys": sorted(word for word in rules if word[0] in "~%"),
-        "channels": sorted(word for word in rules if word[0] == "&"),
-        "commands": [word for word in rules if word[0] in "+-"],
-        "selectors": re.findall(r"\([^)]*\)", line),
-    }
+class _Listed:
+    """A user as a line of ``ACL LIST`` describes it."""
+
+    def __init__(self, line: str) -> None:
+        selectors = re.findall(r"\([^)]*\)", line)
+        _, self.name, *words = re.sub(r"\([^)]*\)", "", line).split()
+        self.enabled = "on" in words
+        self.passwords = sorted(word for word in words if word[0] == "#" or word == "nopass")
+        self.keys = sorted(word for word in words if word[0] in "~%")
+        self.channels = sorted(word for word in words if word[0] == "&")
+        # The last rule wins, so that their order counts.
+        self.commands = [word for word in words if word[0] in "+-"]
+        known = {"on", "off", "nopass", "resetchannels", "sanitize-payload"}
+        self.others = selectors + sorted(word for word in words if word[0] not in "#~%&+-" and word not in known)
+
+    @property
+    def password(self) -> str:
+        return "none is asked for" if "nopass" in self.passwords else "set" if self.passwords else "none"
+
+    def words(self) -> list[str]:
+        return self.keys + self.channels + self.commands + self.others
+
+    def shown(self, password: str | None = None) -> dict[str, t.Any]:
+        """Return what people may see of it."""
+        described = {
+            "enabled": self.enabled,
+            "password": password or self.password,
+            "keys": self.keys,
+            "channels": self.channels,
+            "commands": self.commands,
+        }
+        return described | ({"others": self.others} if self.others else {})
 
 
-def _user_difference(user: User, running: t.Mapping[str, t.Any] | None, twin: t.Mapping[str, t.Any] | None) -> str:
-    if running is None:
-        return "is missing"
-    enabled = user.get("enabled", True)
-    if running["enabled"] != enabled:
-        return "is on, declared off" if running["enabled"] else "is off, declared on"
-    if not enabled:
+def listed_users(lines: t.Iterable[str]) -> list[dict[str, t.Any]]:
+    """Return the users of ``ACL LIST`` without their passwords."""
+    return [{"name": user.name} | user.shown() for user in map(_Listed, lines)]
+
+
+def _password_sentence(running: _Listed, declared: _Listed) -> str:
+    if running.passwords == declared.passwords:
         return ""
+    if "nopass" in running.passwords:
+        return "asks for no password"
+    if not running.passwords:
+        return "has no password"
+    return "has another password" if declared.passwords else "has a password"
+
+
+def _user_sentence(running: _Listed, declared: _Listed) -> str:
+    """Return how a running user differs from the declared one; nothing when it does not."""
     parts = []
-    if running["passwords"] != [password_hash(user["password"])]:
-        parts.append("another password")
-    if twin is not None:
-        compared = ("keys", "channels", "commands", "selectors")
-        parts += [f"other {part}" for part in compared if running[part] != twin[part]]
-    return "has " + " and ".join(parts) if parts else ""
+    if running.enabled != declared.enabled:
+        parts.append("is on, declared off" if running.enabled else "is off, declared on")
+    parts.append(_password_sentence(running, declared))
+    has, lacks = Counter(running.words()), Counter(declared.words())
+    for verb, words in (("has", has - lacks), ("lacks", lacks - has)):
+        if words:
+            parts.append(f"{verb} {' '.join(words.elements())}")
+    if has == lacks and running.words() != declared.words():
+        parts.append("has its commands in another order")
+    return " and ".join(filter(None, parts))
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """One thing that the running server does not have as declared: a setting, or a user (then without values)."""
+    """One thing that the running server does not have as declared. Secrets are masked.
 
+    Attributes:
+        layer: ``runtime`` for a setting, ``object`` for a user.
+        kind: ``setting`` or ``user``.
+        name: name of it.
+        action: ``create``, ``update``, ``delete``, or ``restart`` for what the running server cannot change.
+        actual: what the server has.
+        declared: what it should have.
+        sentence: all of it in one line for people.
+    """
+
+    layer: str
+    kind: str
     name: str
+    action: str
+    actual: t.Any
+    declared: t.Any
     sentence: str
-    running: str = ""
-    declared: str = ""
-    live: bool = True
+
+    @property
+    def live(self) -> bool:
+        return self.action != "restart"
 
 
 class Runtime:
@@ -209,83 +245,289 @@ class Runtime:
     Args:
         client: a connection with the rights of an administrator.
         settings: the declared settings.
-        users: the declared users; all others are not declared.
+        users: the declared users; all others are not declared. None leaves users alone.
+        allow_eviction: whether the server may delete keys when its memory is full.
     """
 
-    def __init__(self, client: Client, settings: t.Sequence[Setting], users: t.Sequence[User]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        settings: t.Sequence[Setting],
+        users: t.Sequence[User] | None,
+        allow_eviction: bool = False,
+    ) -> None:
         self._client = client
-        self._settings = settings
+        self._settings = {setting["name"].lower(): render_value(setting["value"]).strip('"') for setting in settings}
         self._users = users
+        self._allow_eviction = allow_eviction
+        self._names = [setting["name"].lower() for setting in settings]
         self._config: dict[str, str] | None = None
 
+    def check(self) -> None:
+        """Refuse a declaration that is wrong in itself or for this server.
+
+        Raises:
+            ValueError: it is; the message names the setting and the remedy.
+        """
+        for name, times in Counter(self._names).items():
+            if times > 1:
+                raise ValueError(f"The setting {name!r} is declared {times} times; declare it once, as one list")
+        running = self._running()
+        if not self._allow_eviction:
+            self._refuse_eviction(self._settings.get("maxmemory-policy"), running["maxmemory-policy"])
+        unknown = [name for name in self.unseen() if name not in FILE_ONLY]
+        if unknown:
+            known = self._pairs("CONFIG", "GET", "*")
+            raise ValueError("; ".join(self._unknown(name, known) for name in unknown))
+        self._refuse_too_little_memory(running["maxmemory"])
+
     def differences(self) -> list[Difference]:
-        """Return what differs. A setting that Redis does not show is not compared, see :meth:`unseen`."""
+        """Return what differs. A line that is no setting is not compared, see :meth:`unseen`."""
         return [*self._setting_differences(), *self._user_differences()]
 
     def unseen(self) -> list[str]:
-        """Return the declared settings that ``CONFIG GET`` does not show."""
-        running = self._running()
-        return [setting["name"] for setting in self._settings if setting["name"] not in running]
+        """Return the declared lines that ``CONFIG GET`` does not show."""
+        return [name for name in self._settings if name not in self._running()]
 
     def repair(self, found: t.Sequence[Difference]) -> None:
         """Change live what can be changed live. The files must say the same, or a restart undoes it."""
-        settings = [item for item in found if item.declared and item.live]
-        if settings:
+        changed = [item for item in found if item.live]
+        pairs: list[str] = []
+        for item in changed:
+            if item.kind == "setting":
+                pairs += (item.name, self._settings[item.name])
+        if pairs:
             # One command, so that Redis takes all of them or none.
-            pairs = [word for item in settings for word in (item.name, "" if item.declared == '""' else item.declared)]
             self._client.call("CONFIG", "SET", *pairs)
         # Not ACL LOAD: that closes the connections of every worker.
-        declared = {user["name"]: user for user in self._users}
-        for item in found:
-            if not item.declared:
+        declared = {user["name"]: user for user in self._users or ()}
+        for item in changed:
+            if item.kind == "user":
                 user = declared.get(item.name)
                 self._client.call("ACL", *(["SETUSER", *_words(user, "reset")] if user else ["DELUSER", item.name]))
+
+    def check_rewrite(self) -> None:
+        """Refuse to keep changes for a server that has no file to keep them in."""
+        if not re.search(r"(?m)^config_file:\S", self._client.call("INFO", "server")):
+            raise ValueError(
+                "'rewrite' cannot keep anything: the server was started without a configuration file, so that its next "
+                "restart forgets every change. Start it with a file, or leave 'rewrite' out"
+            )
+
+    def rewrite(self) -> None:
+        """Write what the server runs with into its configuration file, and its users into its ACL file.
+
+        Raises:
+            RedisError: a file cannot be written; the message names it. The changes are live all the same.
+        """
+        files = {"CONFIG REWRITE": "configuration file"}
+        if self._pairs("CONFIG", "GET", "aclfile").get("aclfile"):
+            files["ACL SAVE"] = "ACL file"
+        for command, file in files.items():
+            try:
+                self._client.call(*command.split())
+            except RedisError as exc:
+                raise RedisError(
+                    f"the changes are live, and the next restart forgets them: {command} cannot write the {file} "
+                    f"({exc}). Let the server's account write the file and its folder (systemd: ReadWritePaths), or "
+                    "change the file by other means and leave 'rewrite' out"
+                ) from exc
 
     def append_only_file_is_complete(self) -> bool:
         """Tell whether no rewrite runs: until the first one ends, a crash loses what was there before."""
         information = self._client.call("INFO", "persistence")
         return "aof_rewrite_in_progress:0" in information and "aof_rewrite_scheduled:0" in information
 
+    def _pairs(self, *command: str) -> dict[str, str]:
+        words = self._client.call(*command) or []
+        return dict(zip(words[0::2], words[1::2], strict=True))
+
     def _running(self) -> dict[str, str]:
         if self._config is None:
-            words = self._client.call("CONFIG", "GET", *(setting["name"] for setting in self._settings)) or []
-            self._config = dict(zip(words[0::2], words[1::2], strict=True))
+            self._config = self._pairs("CONFIG", "GET", *{*self._settings, "maxmemory", "maxmemory-policy"})
         return self._config
+
+    @staticmethod
+    def _refuse_eviction(declared: str | None, running: str) -> None:
+        why = "deletes queued tasks when memory is full"
+        if declared not in (None, "noeviction"):
+            raise ValueError(
+                f"maxmemory-policy {declared!r} {why}: declare 'noeviction', which makes publishers fail instead. "
+                "For a server that is no broker, set 'allow_eviction'"
+            )
+        if declared is None and running != "noeviction":
+            raise ValueError(
+                f"the server runs with maxmemory-policy {running!r}, which {why}: declare the setting "
+                "maxmemory-policy as 'noeviction'. For a server that is no broker, set 'allow_eviction'"
+            )
+
+    def _refuse_too_little_memory(self, running: str) -> None:
+        declared = self._settings.get("maxmemory")
+        if declared is None or _agrees("maxmemory", running, declared):
+            return
+        used = int(re.search(r"(?m)^used_memory:(\d+)", self._client.call("INFO", "memory"))[1])
+        if 0 < size_in_bytes(declared) < used:
+            raise ValueError(
+                f"maxmemory {declared!r} is less than the {used} bytes that are in use: every task that is sent would "
+                "be refused at once. Declare more, or let the workers empty the queues first"
+            )
+
+    @staticmethod
+    def _unknown(name: str, known: t.Iterable[str]) -> str:
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else " See CONFIG GET * for those it has."
+        return f"this server has no setting {name!r}, and would not start with it in its file.{hint}"
+
+    def _is_live(self, name: str) -> bool:
+        """Ask the server whether it can change a setting while it runs, without changing it.
+
+        CONFIG SET looks at all names before it sets anything, and tells of the first that it cannot set. So the second
+        name, which no server knows, makes sure that nothing is set.
+        """
+        try:
+            self._client.call("CONFIG", "SET", name, "", _NO_SETTING, "")
+        except RedisError as exc:
+            return _NO_SETTING in str(exc)
+        return True
 
     def _setting_differences(self) -> t.Iterator[Difference]:
         running = self._running()
-        for setting in self._settings:
-            name, declared = setting["name"], render_value(setting["value"])
-            if name in running and not _agrees(name, running[name], declared):
-                live = name not in RESTART_ONLY
-                how = "" if live else " (needs a restart)"
-                yield Difference(
-                    name,
-                    f"{name}: running {running[name]!r}, declared {declared!r}{how}",
-                    running[name],
-                    declared,
-                    live,
-                )
+        for name, declared in self._settings.items():
+            if name not in running or _agrees(name, running[name], declared):
+                continue
+            live = self._is_live(name)
+            before, after = (
+                ("set" if running[name] else "", "another") if name in _SECRETS else (running[name], declared)
+            )
+            how = "" if live else " (needs a restart)"
+            yield Difference(
+                "runtime",
+                "setting",
+                name,
+                "update" if live else "restart",
+                before,
+                after,
+                f"{name}: running {before!r}, declared {after!r}{how}",
+            )
 
     def _user_differences(self) -> t.Iterator[Difference]:
-        listed = dict(_described_user(line) for line in self._client.call("ACL", "LIST"))
-        for user in self._users:
-            twin = self._twin(user) if user.get("enabled", True) else None
-            difference = _user_difference(user, listed.get(user["name"]), twin)
-            if difference:
-                yield Difference(user["name"], f"user {user['name']} {difference}")
-        for name in sorted(listed.keys() - {user["name"] for user in self._users}):
-            yield Difference(name, f"user {name} is not declared")
+        if self._users is None:
+            return
+        listed = {user.name: user for user in map(_Listed, self._client.call("ACL", "LIST"))}
+        for declared in self._as_listed(self._users):
+            name, running = declared.name, listed.pop(declared.name, None)
+            if running is None:
+                yield Difference("object", "user", name, "create", None, declared.shown(), f"user {name} is missing")
+                continue
+            sentence = _user_sentence(running, declared)
+            if sentence:
+                other = running.passwords != declared.passwords and running.password == declared.password
+                yield Difference(
+                    "object",
+                    "user",
+                    name,
+                    "update",
+                    running.shown("another" if other else None),
+                    declared.shown(),
+                    f"user {name} {sentence}",
+                )
+        for name in sorted(listed):
+            actual = listed[name].shown()
+            yield Difference("object", "user", name, "delete", actual, None, f"user {name} is not declared")
 
-    def _twin(self, user: User) -> dict[str, t.Any]:
-        """Return a user's rules as this server shows them.
+    def _as_listed(self, users: t.Sequence[User]) -> list[_Listed]:
+        """Return the declared users as this server would list them.
 
-        The form differs between versions. So the declared rules pass through a nameless twin, which is made, shown
-        and deleted inside one transaction and can never log in.
+        The form differs between versions. So each declared user passes through a nameless twin, made, shown and deleted
+        inside one transaction, off and without a password, so that nobody can log in as it.
         """
-        twin = _PROBE + user["name"]
+        if not users:
+            return []
         self._client.call("MULTI")
-        for words in (("SETUSER", twin, "reset", *_rules(user)), ("LIST",), ("DELUSER", twin)):
-            self._client.call("ACL", *words)
-        lines = self._client.call("EXEC")[1]
-        return next(described for name, described in map(_described_user, lines) if name == twin)
+        for user in users:
+            self._client.call("ACL", "SETUSER", _PROBE + user["name"], "reset", *_rules(user))
+        self._client.call("ACL", "LIST")
+        self._client.call("ACL", "DELUSER", *(_PROBE + user["name"] for user in users))
+        *made, lines, _ = self._client.call("EXEC")
+        for user, answer in zip(users, made, strict=True):
+            if isinstance(answer, RedisError):
+                raise ValueError(f"the rules of the user {user['name']!r} are refused: {answer}")  # noqa: TRY004
+        twins = {twin.name: twin for twin in map(_Listed, lines)}
+        found = []
+        for user in users:
+            twin = twins[_PROBE + user["name"]]
+            twin.name, twin.enabled = user["name"], user.get("enabled", True)
+            twin.passwords = [password_hash(user["password"])] if user.get("password") else []
+            found.append(twin)
+        return found
+
+
+def _information(client: Client) -> dict[str, str]:
+    lines = client.call("INFO", "everything").splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
+
+
+def read_everything(client: Client) -> dict[str, t.Any]:
+    """Return settings, users and state of a server, without secrets; documented in the module redis_runtime_info."""
+    info = _information(client)
+    words = client.call("CONFIG", "GET", "*")
+    config = {
+        name: "set" if name in _SECRETS and value else value
+        for name, value in zip(words[0::2], words[1::2], strict=True)
+    }
+
+    def number(name: str) -> int:
+        return int(info.get(name, 0))
+
+    # Redis 7.0 does not count what its ACL refuses.
+    denied = {kind: info.get(f"acl_access_denied_{kind}") for kind in ("auth", "cmd", "key", "channel")}
+    logins, *refused = (None if count is None else int(count) for count in denied.values())
+    valkey = info.get("server_name") == "valkey"
+    return {
+        "server": {
+            "name": "valkey" if valkey else "redis",
+            "version": info["valkey_version" if valkey else "redis_version"],
+            "compatible_with": info["redis_version"],
+            "uptime_seconds": number("uptime_in_seconds"),
+            "config_file": info["config_file"],
+            "role": info["role"],
+            "connected_replicas": number("connected_slaves"),
+        },
+        "config": config,
+        "users": listed_users(client.call("ACL", "LIST")),
+        "memory": {
+            "used_bytes": number("used_memory"),
+            "peak_bytes": number("used_memory_peak"),
+            "resident_bytes": number("used_memory_rss"),
+            "limit_bytes": number("maxmemory"),
+            "policy": info["maxmemory_policy"],
+            "may_evict": info["maxmemory_policy"] != "noeviction",
+            "evicted_keys": number("evicted_keys"),
+        },
+        "persistence": {
+            "loading": info["loading"] == "1",
+            "append_only_file": info["aof_enabled"] == "1",
+            "fsync": config["appendfsync"],
+            "last_write_ok": info["aof_last_write_status"] == "ok",
+            "last_rewrite_ok": info["aof_last_bgrewrite_status"] == "ok",
+            "rewrite_in_progress": info["aof_rewrite_in_progress"] == "1",
+            "delayed_fsyncs": number("aof_delayed_fsync"),
+            "last_snapshot_ok": info["rdb_last_bgsave_status"] == "ok",
+            "last_snapshot": number("rdb_last_save_time"),
+            "changes_since_snapshot": number("rdb_changes_since_last_save"),
+            "last_fork_microseconds": number("latest_fork_usec"),
+        },
+        "clients": {
+            "connected": number("connected_clients"),
+            "blocked": number("blocked_clients"),
+            "limit": int(config["maxclients"]),
+            "rejected": number("rejected_connections"),
+            "refused_logins": logins,
+            "refused_commands": None if None in refused else sum(refused),
+        },
+        "databases": {
+            name[2:]: int(re.match(r"keys=(\d+)", value)[1])
+            for name, value in info.items()
+            if re.fullmatch(r"db\d+", name)
+        },
+    }

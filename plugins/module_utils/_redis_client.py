@@ -112,15 +112,21 @@ class RedisClient:
         self.close()
 
     def call(self, *words: t.Any) -> t.Any:
-        """Send a command and return its answer: text, integer, None or a list of those."""
+        """Send a command and return its answer: text, integer, None or a list of those.
+
+        An error is raised. Inside a list, as EXEC answers, it is an item like others.
+        """
         parts = [str(word).encode() for word in words]
         request = b"".join([b"*%d\r\n" % len(parts), *(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)])
         try:
             self._socket.sendall(request)
-            return self._answer()
+            answer = self._answer()
         except OSError as exc:
             # With TLS 1.3 a server that wants a certificate says so only now.
             raise UnreachableError(f"Redis went away: {exc}{self._perhaps_tls()}") from exc
+        if isinstance(answer, RedisError):
+            raise answer
+        return answer
 
     def _answer(self) -> t.Any:
         line = self._stream.readline()
@@ -128,7 +134,7 @@ class RedisClient:
             raise UnreachableError("Redis closed the connection" + self._perhaps_tls())
         kind, text = line[:1], line[1:-2].decode(errors="replace")
         if kind == b"-":
-            raise (RefusedError if text.split()[0] in ("WRONGPASS", "NOAUTH", "NOPERM") else RedisError)(text)
+            return (RefusedError if text.split()[0] in ("WRONGPASS", "NOAUTH", "NOPERM") else RedisError)(text)
         if kind == b":":
             return int(text)
         if kind == b"$":

@@ -31,7 +31,9 @@ attributes:
     description: A second run changes nothing.
 options:
   settings:
-    description: Settings as they stand in redis.conf.
+    description:
+      - Settings as they stand in redis.conf. The server refuses what it does not know before anything is changed.
+      - A server that may evict keys is refused, whether it is declared so or runs so, unless O(allow_eviction).
     type: list
     elements: dict
     default: []
@@ -41,17 +43,19 @@ options:
         type: str
         required: true
       value:
-        description: Value of the setting.
+        description:
+          - Value of the setting. V(true) and V(false) are C(yes) and C(no); a list is its items with blanks between.
         type: raw
         required: true
       why:
         description: Reason of the value. Not used here.
         type: str
   users:
-    description: ACL users. Every other user of the server is a difference.
+    description:
+      - ACL users, all of them, O(username) included. Every other user of the server is a difference and is deleted.
+      - Without this option users are left alone.
     type: list
     elements: dict
-    default: []
     suboptions:
       name:
         description: Name of the user.
@@ -69,6 +73,17 @@ options:
         type: list
         elements: str
         default: []
+  allow_eviction:
+    description:
+      - Whether the server may delete keys when its memory is full. A broker that may do so deletes queued tasks.
+    type: bool
+    default: false
+  rewrite:
+    description:
+      - Whether a live change is also written into the server's own files (C(CONFIG REWRITE), C(ACL SAVE)), for a server
+        whose files nothing else manages. What needs a restart cannot be written so.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -86,6 +101,29 @@ EXAMPLES = r"""
     name: redis-server
     state: restarted
   when: runtime.restart_required
+
+- name: Declare all users of a server that nobody templates, and let it keep them
+  celeryops.hybrid.redis_runtime:
+    username: admin
+    password: "{{ redis_admin_password }}"
+    users:
+      - {name: default, enabled: false}
+      - {name: admin, password: "{{ redis_admin_password }}", rules: ['~*', '&*', +@all]}
+      - {name: dashboard, password: "{{ dashboard_password }}", rules: ['~*', -@all, +@read, +info, -@dangerous]}
+    rewrite: true
+
+- name: Look over TLS what would change, at an address that the certificate does not name
+  celeryops.hybrid.redis_runtime:
+    host: 10.0.0.11
+    port: 6380
+    tls: true
+    server_hostname: broker1.example.com
+    ca_path: /etc/ssl/private-ca.pem
+    username: admin
+    password: "{{ redis_admin_password }}"
+    settings:
+      - {name: maxmemory, value: 4gb}
+  check_mode: true
 """
 
 RETURN = r"""
@@ -94,28 +132,78 @@ status:
     - V(ok), V(unreachable), or V(refused) when the server does not take the password or the user lacks a right.
   returned: always
   type: str
+  sample: ok
 message:
   description: What the server said, when RV(status) is not V(ok).
   returned: always
   type: str
+  sample: WRONGPASS invalid username-password pair or user is disabled.
 differences:
-  description: What differed, in sentences without secrets.
+  description: What differed, settings before users. Secrets are masked.
   returned: always
   type: list
-  elements: str
-  sample: ["maxmemory-policy: running 'allkeys-lru', declared 'noeviction'"]
+  elements: dict
+  contains:
+    layer:
+      description: V(runtime) for a setting, V(object) for a user.
+      type: str
+    kind:
+      description: V(setting) or V(user).
+      type: str
+    name:
+      description: Name of the setting or the user.
+      type: str
+    action:
+      description:
+        - V(create), V(update) or V(delete), done in the running server.
+        - V(restart) for a setting that the server takes only from its file when it starts.
+      type: str
+    actual:
+      description:
+        - What the server has. Of a setting its value, of a user a dictionary (C(enabled), C(password), C(keys),
+          C(channels), C(commands)), of what is missing nothing.
+      type: raw
+    declared:
+      description: What it should have, in the same form.
+      type: raw
+    sentence:
+      description: All of it in one line.
+      type: str
+  sample:
+    - layer: runtime
+      kind: setting
+      name: maxmemory-policy
+      action: update
+      actual: allkeys-lru
+      declared: noeviction
+      sentence: "maxmemory-policy: running 'allkeys-lru', declared 'noeviction'"
+    - layer: object
+      kind: user
+      name: dashboard
+      action: update
+      actual: {enabled: true, password: another, keys: ['~*'], channels: [], commands: [-@all, +@read, +flushall]}
+      declared: {enabled: true, password: set, keys: ['~*'], channels: [], commands: [-@all, +@read]}
+      sentence: user dashboard has another password and has +flushall
 restart_required:
   description: Whether something declared needs a restart of the server.
   returned: always
   type: bool
+  sample: false
 unseen:
-  description: Declared settings that this Redis does not show, so that they cannot be compared.
+  description: Declared lines that are no settings (such as C(include)), so that they cannot be compared.
   returned: always
   type: list
   elements: str
+  sample: []
+rewritten:
+  description: Whether the server has written its files.
+  returned: always
+  type: bool
+  sample: false
 """
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -135,6 +223,8 @@ def argument_spec() -> dict[str, Any]:
     """Return the options of the module."""
     return {
         **client_arguments(),
+        "allow_eviction": {"type": "bool", "default": False},
+        "rewrite": {"type": "bool", "default": False},
         "settings": {
             "type": "list",
             "elements": "dict",
@@ -148,7 +238,6 @@ def argument_spec() -> dict[str, Any]:
         "users": {
             "type": "list",
             "elements": "dict",
-            "default": [],
             "options": {
                 "name": {"type": "str", "required": True},
                 "enabled": {"type": "bool", "default": True},
@@ -160,13 +249,21 @@ def argument_spec() -> dict[str, Any]:
 
 
 def diff_of(found: list[Difference]) -> dict[str, Any]:
-    """Return the two sides as ``--diff`` shows them; of users only the sentence, because they are secrets."""
-    settings = [item for item in found if item.declared]
-    return {
-        "before": {item.name: item.running for item in settings},
-        "after": {item.name: item.declared for item in settings}
-        | {f"user {item.name}": item.sentence for item in found if not item.declared},
+    """Return the two sides as ``--diff`` shows them, each with what it has."""
+    sides = {
+        "before": {f"{item.kind} {item.name}": item.actual for item in found},
+        "after": {f"{item.kind} {item.name}": item.declared for item in found},
     }
+    return {side: {name: value for name, value in items.items() if value is not None} for side, items in sides.items()}
+
+
+def check_users(parameters: dict[str, Any]) -> None:
+    """Refuse to delete the user that does the deleting."""
+    if parameters["users"] is not None and parameters["username"] not in {user["name"] for user in parameters["users"]}:
+        raise ValueError(
+            f"'users' does not name {parameters['username']!r}, the user of this login, which would delete itself: "
+            "declare it too"
+        )
 
 
 def wait_for_append_only_file(runtime: Runtime) -> None:
@@ -179,6 +276,7 @@ def wait_for_append_only_file(runtime: Runtime) -> None:
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    where = f"{module.params['host']}:{module.params['port']}"
     result: dict[str, Any] = {
         "changed": False,
         "status": "ok",
@@ -186,34 +284,43 @@ def main() -> None:
         "differences": [],
         "restart_required": False,
         "unseen": [],
+        "rewritten": False,
     }
     try:
+        check_users(module.params)
         with client_from(module.params) as client:
-            runtime = Runtime(client, module.params["settings"], module.params["users"])
+            runtime = Runtime(client, *(module.params[name] for name in ("settings", "users", "allow_eviction")))
+            runtime.check()
             found = runtime.differences()
             live = [item for item in found if item.live]
             result |= {
-                "changed": bool(live),
-                "differences": [item.sentence for item in found],
+                "differences": [asdict(item) for item in found],
                 "restart_required": len(live) < len(found),
                 "unseen": runtime.unseen(),
                 "diff": diff_of(found),
             }
+            if live and module.params["rewrite"]:
+                runtime.check_rewrite()
             if live and not module.check_mode:
                 runtime.repair(live)
+            result["changed"] = bool(live)
+            if live and not module.check_mode:
                 if any((item.name, item.declared) == ("appendonly", "yes") for item in live):
                     wait_for_append_only_file(runtime)
+                if module.params["rewrite"]:
+                    runtime.rewrite()
+                    result["rewritten"] = True
     except (RefusedError, UnreachableError) as exc:
         status = "refused" if isinstance(exc, RefusedError) else "unreachable"
         result |= {"status": status, "message": str(exc), "restart_required": True}
         if module.params["wait"]:
             module.fail_json(
-                msg=f"{exc}. Redis at {module.params['host']}:{module.params['port']} does not serve its administrator "
-                f"{module.params['username']!r}: see its log and its ACL file.",
+                msg=f"{exc}. Redis at {where} does not serve its administrator {module.params['username']!r}: "
+                "see its log and its ACL file.",
                 **result,
             )
     except (RedisError, ValueError) as exc:
-        module.fail_json(msg=f"Redis at {module.params['host']}:{module.params['port']}: {exc}", **result)
+        module.fail_json(msg=f"Redis at {where}: {exc}.", **result)
     module.exit_json(**result)
 
 
