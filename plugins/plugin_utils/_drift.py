@@ -1,0 +1,371 @@
+# Copyright: (c) 2026, celeryops.hybrid contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the tasks of a look in check mode tell about drift, and the reports that are made of it.
+
+A task's result becomes :class:`Finding` objects; a :class:`Report` collects those of all hosts and renders them as a
+table for people, as JSON, and as metrics for the text collector of Prometheus' node exporter.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import difflib
+import json
+import re
+import tempfile
+import textwrap
+import typing as t
+from pathlib import Path
+
+CLEAN, BLIND, DRIFT = 0, 2, 3
+LAYERS = ("package", "file", "runtime", "object")
+SECRET = "differs (secret)"  # noqa: S105
+# Columns of the table, in characters; what is longer goes on in the next line.
+WIDTH = {"what": 44, "layer": 8, "declared": 36, "actual": 36}
+
+Result = t.Mapping[str, t.Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that is not as declared.
+
+    Attributes:
+        layer: one of :data:`LAYERS`.
+        what: the thing, as a person would look for it.
+        declared: what it should be; empty where only ``actual`` says something.
+        actual: what it is.
+        since: when it was changed (UTC), where that is known.
+        note: what else there is to know, for example that it cannot be changed in place.
+    """
+
+    layer: str
+    what: str
+    declared: str
+    actual: str
+    since: str = ""
+    note: str = ""
+
+
+# --- from a task's result to findings --------------------------------------------------------------
+
+
+def findings(module: str, name: str, arguments: Result, result: Result) -> list[Finding]:
+    """Return what a task found.
+
+    Args:
+        module: name of the module, with or without its collection.
+        name: name of the task.
+        arguments: the arguments of the task, as the host got them.
+        result: what the module answered in check mode.
+    """
+    told = result.get("differences")
+    if told is None and isinstance(result.get("msg"), t.Mapping):
+        told = result["msg"].get("differences")
+    if told is not None:
+        return [_told(item) for item in told]
+    if not result.get("changed"):
+        return []
+    reader = READERS.get(module.rpartition(".")[2], _task)
+    return reader(name, arguments, result)
+
+
+def _told(item: t.Any) -> Finding:
+    """Return what one of the collection's own modules tells."""
+    if not isinstance(item, t.Mapping):
+        return Finding("runtime", str(item), "", "")
+    note = item.get("sentence", "") if item.get("action") == "conflict" else ""
+    if item.get("action") == "restart":
+        note = "needs a restart"
+    kind, name = str(item.get("kind", "")), str(item.get("name", ""))
+    return Finding(
+        str(item.get("layer", "runtime")),
+        f"{kind} {name}".strip(),
+        *_apart(item.get("declared"), item.get("actual")),
+        str(item.get("since") or ""),
+        note,
+    )
+
+
+def _apart(declared: t.Any, actual: t.Any) -> tuple[str, str]:
+    """Return both sides as text; of two objects only the fields that differ, unless none is seen to differ."""
+    if isinstance(declared, t.Mapping) and isinstance(actual, t.Mapping):
+        names = [name for name in {**declared, **actual} if declared.get(name) != actual.get(name)]
+        if names:
+            return _fields(declared, names), _fields(actual, names)
+    if declared == actual:
+        return SECRET, SECRET
+    return _text(declared), _text(actual)
+
+
+def _fields(value: Result, names: t.Iterable[str]) -> str:
+    return ", ".join(f"{name}={_text(value.get(name))}" for name in names)
+
+
+def _text(value: t.Any) -> str:
+    if value is None:
+        return "absent"
+    if isinstance(value, t.Mapping):
+        return _fields(value, value) or "{}"
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, default=str)
+
+
+def _file(_name: str, arguments: Result, result: Result) -> list[Finding]:
+    """Return what a task that writes files found: other content, other owner or mode, missing, of another type."""
+    path = str(arguments.get("dest") or arguments.get("path") or result.get("dest") or result.get("path") or "")
+    if "censored" in result:
+        return [Finding("file", path, SECRET, SECRET)]
+    found = []
+    differs = result.get("diff") or []
+    for diff in [differs] if isinstance(differs, t.Mapping) else differs:
+        before, after = diff.get("before"), diff.get("after")
+        if isinstance(before, t.Mapping) and isinstance(after, t.Mapping):
+            names = [name for name in after if name != "path" and before.get(name) != after.get(name)]
+            if before.get("state") == "absent":
+                found.append(Finding("file", path, str(after.get("state", "present")), "absent"))
+            elif names:
+                found.append(Finding("file", path, _fields(after, names), _fields(before, names)))
+        elif before is not None or after is not None:
+            found.append(Finding("file", path, *_lines(str(before or ""), str(after or ""), diff)))
+    return found or [Finding("file", path, "as declared", "differs")]
+
+
+def _lines(before: str, after: str, diff: Result) -> tuple[str, str]:
+    """Return the first lines that differ, and how many more there are."""
+    if not before:
+        return f"{len(after.splitlines())} lines", "absent" if "before_header" not in diff else "empty"
+    removed, added = [], []
+    for line in difflib.ndiff(before.splitlines(), after.splitlines()):
+        if line[:2] in ("- ", "+ "):
+            (removed if line[0] == "-" else added).append(line[2:].strip() or "(empty line)")
+    return _first(added), _first(removed)
+
+
+def _first(lines: list[str]) -> str:
+    if not lines:
+        return "(no such line)"
+    return lines[0] + (f" (and {len(lines) - 1} more lines)" if len(lines) > 1 else "")
+
+
+def _package(_name: str, arguments: Result, result: Result) -> list[Finding]:
+    installed = re.findall(r"^Inst (\S+)", str(result.get("stdout", "")), re.MULTILINE)
+    names = arguments.get("name") or []
+    wanted = [names] if isinstance(names, str) else list(names)
+    missing = [name for name in wanted if name in installed] or wanted
+    return [Finding("package", f"package {name}", "installed", "not installed") for name in missing]
+
+
+def _selection(_name: str, arguments: Result, result: Result) -> list[Finding]:
+    what = f"package {arguments.get('name', '')}"
+    return [Finding("package", what, str(result.get("after", "")), str(result.get("before", "")))]
+
+
+def _service(_name: str, arguments: Result, result: Result) -> list[Finding]:
+    """Return what is not as declared about a unit: its state, whether it starts at boot, whether it is masked."""
+    status = result.get("status") or {}
+    declared, actual = [], []
+    if status.get("LoadState") == "masked":
+        declared.append("not masked")
+        actual.append("masked")
+    state = arguments.get("state")
+    if state is not None and (status.get("ActiveState") in ("active", "activating")) != (state == "started"):
+        declared.append(state)
+        actual.append(f"{status.get('ActiveState', 'unknown')} ({status.get('SubState', 'unknown')})")
+    enabled = arguments.get("enabled")
+    if enabled is not None and (status.get("UnitFileState") == "enabled") != bool(enabled):
+        declared.append("enabled" if enabled else "disabled")
+        actual.append(str(status.get("UnitFileState") or result.get("enabled") or "unknown"))
+    unit = str(arguments.get("name", ""))
+    return [
+        Finding("runtime", f"service {unit}", ", ".join(declared) or "as declared", ", ".join(actual) or "differs"),
+    ]
+
+
+def _account(_name: str, arguments: Result, _result: Result) -> list[Finding]:
+    what = f"{'user' if 'home' in arguments or 'shell' in arguments else 'group'} {arguments.get('name', '')}"
+    return [Finding("object", what, "as the role declares it", "differs or absent")]
+
+
+def _sentence(name: str, _arguments: Result, result: Result) -> list[Finding]:
+    return [Finding("runtime", name, "", _text(result.get("msg", "")))]
+
+
+def _task(name: str, _arguments: Result, _result: Result) -> list[Finding]:
+    return [Finding("runtime", name, "done", "not done")]
+
+
+READERS: dict[str, t.Callable[[str, Result, Result], list[Finding]]] = {
+    "apt": _package,
+    "copy": _file,
+    "debug": _sentence,
+    "dpkg_selections": _selection,
+    "file": _file,
+    "group": _account,
+    "systemd_service": _service,
+    "template": _file,
+    "user": _account,
+}
+
+
+# --- the reports -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Host:
+    """What is known of one host."""
+
+    findings: list[Finding] = dataclasses.field(default_factory=list)
+    # What a repair would do besides, for example restart a service.
+    consequences: list[str] = dataclasses.field(default_factory=list)
+    # Why the look was not complete.
+    problem: str = ""
+    looked: bool = False
+
+    @property
+    def state(self) -> str:
+        """``blind`` when it could not be looked at to the end, else ``drift`` or ``clean``."""
+        return "blind" if self.problem or not self.looked else "drift" if self.findings else "clean"
+
+
+class Report:
+    """What a look at all hosts has found."""
+
+    def __init__(self) -> None:
+        self.hosts: dict[str, Host] = collections.defaultdict(Host)
+
+    def add(self, host: str, found: t.Iterable[Finding]) -> None:
+        """Add findings, each once: a role may compare a thing twice."""
+        known = self.hosts[host].findings
+        known += [finding for finding in dict.fromkeys(found) if finding not in known]
+
+    @property
+    def exit_code(self) -> int:
+        """0 clean, 3 drift, 2 could not look at every host."""
+        states = {host.state for host in self.hosts.values()}
+        if not states or "blind" in states:
+            return BLIND
+        return DRIFT if "drift" in states else CLEAN
+
+    def verdict(self) -> str:
+        """Return the sentence that sums it up."""
+        blind = [name for name, host in self.hosts.items() if host.state == "blind"]
+        drifted = [host for host in self.hosts.values() if host.findings]
+        number = sum(len(host.findings) for host in drifted)
+        parts = []
+        if not self.hosts:
+            parts.append("No host was looked at: the inventory, --limit or --tags select none.")
+        if number:
+            parts.append(
+                f"Drift: {_count(number, 'difference')} on {len(drifted)} of {_count(len(self.hosts), 'host')}. "
+                "The playbook celeryops.hybrid.site repairs."
+            )
+        if blind:
+            parts.append(f"Could not look, or not to the end: {', '.join(sorted(blind))}.")
+        return " ".join(parts) or f"Clean: {_count(len(self.hosts), 'host')} as declared."
+
+    def table(self) -> str:
+        """Return the report for people."""
+        lines = []
+        for name, host in sorted(self.hosts.items()):
+            head = _count(len(host.findings), "difference") if host.findings else host.state
+            lines.append(f"{name}: {head}" if not host.problem else f"{name}: {head}; could not look further")
+            lines += textwrap.wrap(host.problem, 120, initial_indent="  ", subsequent_indent="  ")
+            if host.findings:
+                lines += _row({column: column for column in WIDTH})
+            for finding in sorted(host.findings, key=lambda item: (*LAYERS, item.layer).index(item.layer)):
+                lines += _row(dataclasses.asdict(finding))
+                if finding.since:
+                    lines.append(f"      since {finding.since}")
+                lines += textwrap.wrap(finding.note, 120, initial_indent="      ", subsequent_indent="      ")
+            lines += [f"  a repair would also: {text}" for text in dict.fromkeys(host.consequences)]
+            lines.append("")
+        return "\n".join([*lines, self.verdict()])
+
+    def data(self, finished: str, seconds: float) -> dict[str, t.Any]:
+        """Return the report for machines.
+
+        Args:
+            finished: the time, in UTC and ISO 8601.
+            seconds: how long the look took.
+        """
+        return {
+            "finished": finished,
+            "seconds": round(seconds, 1),
+            "exit_code": self.exit_code,
+            "verdict": self.verdict(),
+            "hosts": {
+                name: {
+                    "state": host.state,
+                    "problem": host.problem,
+                    "differences": [dataclasses.asdict(finding) for finding in host.findings],
+                    "consequences": list(dict.fromkeys(host.consequences)),
+                }
+                for name, host in sorted(self.hosts.items())
+            },
+        }
+
+    def metrics(self, timestamp: float, seconds: float) -> str:
+        """Return the report in the text format of Prometheus."""
+        lines = ["# HELP celeryops_drift Things that are not as declared.", "# TYPE celeryops_drift gauge"]
+        for name, host in sorted(self.hosts.items()):
+            numbers = collections.Counter(finding.layer for finding in host.findings)
+            lines += [f'celeryops_drift{{host="{_label(name)}",layer="{layer}"}} {numbers[layer]}' for layer in LAYERS]
+        lines += [
+            "# HELP celeryops_drift_looked Whether the host could be looked at to the end.",
+            "# TYPE celeryops_drift_looked gauge",
+        ]
+        for name, host in sorted(self.hosts.items()):
+            lines.append(f'celeryops_drift_looked{{host="{_label(name)}"}} {int(host.state != "blind")}')
+        for name, text, value in (
+            ("exit_code", "0 clean, 2 could not look, 3 drift.", self.exit_code),
+            ("last_run_timestamp_seconds", "When the last look ended.", f"{timestamp:.0f}"),
+            ("duration_seconds", "How long the last look took.", f"{seconds:.1f}"),
+        ):
+            metric = f"celeryops_drift_{name}"
+            lines += [f"# HELP {metric} {text}", f"# TYPE {metric} gauge", f"{metric} {value}"]
+        return "\n".join(lines) + "\n"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _label(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"')
+
+
+def _row(cells: Result) -> list[str]:
+    """Return the lines of one row; a cell that is too long goes on in the next line."""
+    columns = [textwrap.wrap(str(cells[name]), width, max_lines=4) or [""] for name, width in WIDTH.items()]
+    height = max(len(column) for column in columns)
+    rows = []
+    for number in range(height):
+        parts = [
+            (column[number] if number < len(column) else "").ljust(width)
+            for column, width in zip(columns, WIDTH.values(), strict=True)
+        ]
+        rows.append(("  " + "  ".join(parts)).rstrip())
+    return rows
+
+
+def write_atomically(path: str, text: str, mode: int = 0o644) -> None:
+    """Write a file that nobody ever sees half.
+
+    Raises:
+        OSError: the folder is missing or may not be written to.
+    """
+    target = Path(path).expanduser()
+    with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+        temporary = Path(file.name)
+        try:
+            file.write(text)
+            file.flush()
+            temporary.chmod(mode)
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
