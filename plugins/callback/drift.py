@@ -96,13 +96,13 @@ class CallbackModule(CallbackBase):
             return
         task, told, host = result._task, result._result, result._host.get_name()
         self._report.hosts[host].looked = True
+        arguments = result._task_fields.get("args") or {}
         if isinstance(task, Handler):
             if told.get("changed"):
-                arguments = result._task_fields.get("args") or {}
                 self._report.hosts[host].consequences.append(f"{task.name.lower()} {arguments.get('name', '')}".strip())
-            return
-        arguments = result._task_fields.get("args") or {}
-        self._report.add(host, findings(task.action, task.name, arguments, told))
+        # A sentence that only announces what a handler will do is no finding.
+        elif not (task.notify and isinstance(told.get("msg"), str) and told.get("changed")):
+            self._report.add(host, findings(task.action, task.name, arguments, told))
 
     def v2_runner_on_failed(self, result: t.Any, ignore_errors: bool = False) -> None:
         """Remember why a host could not be looked at to the end."""
@@ -135,7 +135,7 @@ class CallbackModule(CallbackBase):
             path = self._extra.get(f"drift_{name}") or self.get_option(name)
             try:
                 if path:
-                    write_atomically(str(path), text())
+                    write_atomically(str(path), text(), 0o640 if name == "report_json" else 0o644)
             except OSError as exc:
                 unwritten = True
                 self._display.error(f"drift_{name}: {path} cannot be written: {exc.strerror}. The report is above.")

@@ -65,7 +65,9 @@ def findings(module: str, name: str, arguments: Result, result: Result) -> list[
     if told is None and isinstance(result.get("msg"), t.Mapping):
         told = result["msg"].get("differences")
     if told is not None:
-        return [_told(item) for item in told]
+        # A server that does not let its administrator in cannot be compared.
+        unseen = [str(result["message"])] if result.get("message") and result.get("status", "ok") != "ok" else []
+        return [Finding("runtime", name, "", sentence) for sentence in unseen] + [_told(item) for item in told]
     if not result.get("changed"):
         return []
     reader = READERS.get(module.rpartition(".")[2], _task)
