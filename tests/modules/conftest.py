@@ -59,10 +59,16 @@ class Host:
                 ssh.terminate()
 
 
+@pytest.fixture(scope="session")
+def all_hosts() -> dict[str, Host]:
+    """The hosts by name."""
+    return {name: Host(name, variables["ansible_host"]) for name, variables in HOSTS.items()}
+
+
 @pytest.fixture(scope="session", params=HOSTS)
-def host(request: pytest.FixtureRequest) -> Host:
+def host(request: pytest.FixtureRequest, all_hosts: dict[str, Host]) -> Host:
     """Each host in turn."""
-    return Host(request.param, HOSTS[request.param]["ansible_host"])
+    return all_hosts[request.param]
 
 
 @pytest.fixture(scope="session")
