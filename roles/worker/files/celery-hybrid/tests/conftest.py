@@ -113,13 +113,13 @@ def app(make_app):
 class Worker:
     """A worker in a process of its own."""
 
-    def __init__(self, pool, log, *arguments):
+    def __init__(self, pool, log, *arguments, app="hybrid_tasks"):
         self.name = f"{pool}-{uuid.uuid4().hex[:6]}@test"
         self.log = log
         self.file = log.open("w")
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "celery", "-A", "hybrid_tasks", "worker", "-P", pool, "-n", self.name),
+                *(sys.executable, "-m", "celery", "-A", app, "worker", "-P", pool, "-n", self.name),
                 *("-l", "INFO", "--without-mingle", "--without-gossip", *arguments),
             ],
             cwd=TASKS,
@@ -143,6 +143,11 @@ class Worker:
             self.process.kill()
             self.process.wait()
         self.file.close()
+
+
+@pytest.fixture(scope="session")
+def worker_class():
+    return Worker
 
 
 @pytest.fixture(scope="session")

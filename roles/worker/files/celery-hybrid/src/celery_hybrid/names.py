@@ -32,6 +32,9 @@ DEAD_LETTER_QUEUE = "celery.dead_letters"
 REFUSED_RESULT_KEY = "result.refused"
 """Routing key of a result that a reader did not accept."""
 
+TASK_KEY_PREFIX = "task."
+"""Begins the routing key of a task's dead letter; its reason follows, see :mod:`celery_hybrid.dead_letters`."""
+
 SEGMENT_BYTES = 16_000_000
 """Size of a stream's segment. Retention drops whole segments, so it bounds what outlives its expiry."""
 

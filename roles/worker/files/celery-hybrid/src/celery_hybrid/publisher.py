@@ -11,7 +11,7 @@ from celery import states
 from celery_hybrid.confirms import ConfirmedChannel
 from celery_hybrid.connection import Link, Servers, translated
 from celery_hybrid.errors import ResultStoreUnreachableError, TopologyError
-from celery_hybrid.names import DEAD_LETTER_EXCHANGE, RESULTS_EXCHANGE
+from celery_hybrid.names import DEAD_LETTER_EXCHANGE
 from celery_hybrid.options import Options
 from celery_hybrid.records import Record
 
@@ -73,7 +73,7 @@ class Publisher:
         options = self._options
         message = record.to_message(reply_to, journal=options.survive_power_loss)
         routing_key = record.routing_key(options.partitions)
-        self._send(message, RESULTS_EXCHANGE, routing_key, patience, wait=confirmed or record.status != states.STARTED)
+        self._send(message, record.exchange, routing_key, patience, wait=confirmed or record.status != states.STARTED)
 
     def dead_letter(self, message: amqp.Message, routing_key: str) -> None:
         """Publish a dead letter, and return when it is confirmed; raises what :meth:`publish` does."""

@@ -13,13 +13,25 @@ from typing import Any
 import amqp
 from celery import states
 
-from celery_hybrid.names import CHORDS_QUEUE, JOURNAL_QUEUE, archive_stream, partition_of, reply_queue
+from celery_hybrid.names import (
+    CHORDS_QUEUE,
+    DEAD_LETTER_EXCHANGE,
+    JOURNAL_QUEUE,
+    RESULTS_EXCHANGE,
+    TASK_KEY_PREFIX,
+    archive_stream,
+    partition_of,
+    reply_queue,
+)
 
 RESULT, GROUP, FORGET, SEED = "result", "group", "forget", "seed"
 
 #: What a chord is counted by, see :mod:`celery_hybrid.chords`.
 CHORD_PART, CHORD_SIZE, CHORD_GROWTH, CHORD_SHAPE = "chord-part", "chord-size", "chord-growth", "chord-shape"
 CHORD_KINDS = frozenset({CHORD_PART, CHORD_SIZE, CHORD_GROWTH, CHORD_SHAPE})
+
+#: A task that was put away, see :mod:`celery_hybrid.dead_letters`. Its subject is the routing key.
+DEAD_LETTER = "dead-letter"
 
 #: What a tombstone hides; a task and a group may have the same id.
 FORGETS_HEADER = "forgets"
@@ -35,7 +47,7 @@ class Record:
     Attributes:
         id: the task's or the group's.
         kind: :data:`RESULT`, :data:`GROUP`, :data:`FORGET` (hides what came before it), :data:`SEED` (only makes a
-            stream non-empty), or one of :data:`CHORD_KINDS`.
+            stream non-empty), :data:`DEAD_LETTER`, or one of :data:`CHORD_KINDS`.
         subject: what it is about, :data:`RESULT` or :data:`GROUP`: a tombstone hides one of them.
         status: the Celery state of a result.
         group: id of the chord's header, for those of :data:`CHORD_KINDS`.
@@ -92,6 +104,17 @@ class Record:
         confirm for two destinations, and a reply queue that has vanished is no error. ``x-stream-filter-value`` lets
         RabbitMQ 3.13 and newer skip what a reader does not look for; older ones ignore it.
         """
+        if self.kind == DEAD_LETTER:
+            return amqp.Message(
+                self.body,
+                type=self.kind,
+                message_id=self.id,
+                content_type=self.content_type,
+                content_encoding=self.content_encoding,
+                delivery_mode=2,
+                timestamp=self.timestamp,
+                application_headers={"reason": self.subject.removeprefix(TASK_KEY_PREFIX)},
+            )
         headers: dict[str, Any] = {"x-stream-filter-value": self.id or self.kind}
         if self.status:
             headers["status"] = self.status
@@ -120,12 +143,19 @@ class Record:
         )
 
     def routing_key(self, partitions: int) -> str:
-        """Return where it goes: the queue of chords, or the stream of its id.
+        """Return where it goes: the queue of chords, that of dead letters, or the stream of its id.
 
         Args:
             partitions: number of archive streams.
         """
+        if self.kind == DEAD_LETTER:
+            return self.subject
         return CHORDS_QUEUE if self.kind in CHORD_KINDS else archive_stream(partition_of(self.id, partitions))
+
+    @property
+    def exchange(self) -> str:
+        """The exchange that it is published to."""
+        return DEAD_LETTER_EXCHANGE if self.kind == DEAD_LETTER else RESULTS_EXCHANGE
 
     @property
     def key(self) -> tuple[str, str]:

@@ -32,9 +32,11 @@ class Relay:
     Args:
         outbox: where the records wait.
         publisher: with a connection of its own.
+        what: the records are, for the log.
     """
 
-    def __init__(self, outbox: Outbox, publisher: Publisher) -> None:
+    def __init__(self, outbox: Outbox, publisher: Publisher, what: str = "results") -> None:
+        self._what = what
         self._outbox = outbox
         self._publisher = publisher
         self._lock = threading.Lock()
@@ -74,7 +76,7 @@ class Relay:
                 else:
                     self.state = CLOSED
             except OutboxError as exc:
-                logger.error("Results wait in the outbox, but it cannot be read: %s", exc)
+                logger.error("The %s in the outbox cannot be read: %s", self._what, exc)
             except Exception:
                 logger.exception("The relay of the outbox failed, and begins again.")
             self._stopping.wait(_IDLE_PAUSE)
@@ -111,8 +113,8 @@ class Relay:
                 reported = time.monotonic()
                 depth = self._outbox.depth()
                 logger.warning(
-                    "%d results (%d bytes) wait in the outbox %s until RabbitMQ takes them. %s",
-                    *(depth.count, depth.size, self._outbox.path, failure),
+                    "%d %s (%d bytes) wait in the outbox %s until RabbitMQ takes them. %s",
+                    *(depth.count, self._what, depth.size, self._outbox.path, failure),
                 )
             failing = True
             # Spread, so that not all hosts come back in the same moment.
@@ -125,7 +127,8 @@ class Relay:
         if delivered:
             seconds = time.monotonic() - begun
             logger.info(
-                "RabbitMQ takes results again: %d were delivered from the outbox in %.1f s.", delivered, seconds
+                "RabbitMQ takes %s again: %d were delivered from the outbox in %.1f s.",
+                *(self._what, delivered, seconds),
             )
         with contextlib.suppress(OutboxError):
             self._outbox.shrink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import logging
@@ -25,7 +26,7 @@ from celery_hybrid.archive import Archive
 from celery_hybrid.chords import ChordKeeper
 from celery_hybrid.connection import HEARTBEATS, Servers
 from celery_hybrid.content import Refusals
-from celery_hybrid.errors import OutboxError
+from celery_hybrid.errors import OutboxError, RecordTooLargeError
 from celery_hybrid.options import Options
 from celery_hybrid.outbox import Outbox
 from celery_hybrid.processes import is_pool_child, runs_tasks
@@ -36,6 +37,8 @@ from celery_hybrid.replies import Mailbox, Replies
 from celery_hybrid.writer import Writer
 
 logger = logging.getLogger(__name__)
+
+LETTERS = "dead letters"
 
 
 class Store:
@@ -63,6 +66,8 @@ class Store:
         self._serving: int | None = None
         # Of the process that made it; its children use it as well, over connections of their own.
         self.outbox = self._outbox()
+        # One of their own: a queue of dead letters that is full must not hold results up.
+        self.letter_box = self._outbox(LETTERS)
         self._assemble(share_address(app))
 
     def _assemble(self, reply_to: str) -> None:
@@ -77,15 +82,23 @@ class Store:
         self.chords = ChordKeeper(servers, options, self._prepare, self._app, self._expires)
         self.writer: Writer | None = None
         self.relay: Relay | None = None
+        self.letter_writer: Writer | None = None
+        self.letter_relay: Relay | None = None
         if self.outbox is not None:
             self.writer = Writer(self.publisher, self.outbox, options)
             self.relay = Relay(self.outbox, Publisher(servers, options, self._prepare, "relay"))
+        if self.letter_box is not None:
+            self.letter_writer = Writer(self.publisher, self.letter_box, options, LETTERS)
+            publisher = Publisher(servers, options, self._prepare, "relay of dead letters")
+            self.letter_relay = Relay(self.letter_box, publisher, LETTERS)
 
-    def _outbox(self) -> Outbox | None:
+    def _outbox(self, what: str = "results") -> Outbox | None:
         options = self._options
         if options.outbox == "":
             return None
         path = Path(options.outbox) if options.outbox else default_outbox(self._servers)
+        if what == LETTERS:
+            path = path.with_name(f"letters-{path.name}")
         return Outbox(path, options.outbox_max_records, options.outbox_max_bytes)
 
     def write(self, record: Record, reply_to: str | None = None) -> None:
@@ -105,6 +118,23 @@ class Store:
         self.writer.write(record, reply_to)
         if self.relay is not None and not is_pool_child():
             self.relay.start()
+
+    def keep(self, letter: Record) -> None:
+        """Keep a dead letter: confirmed by RabbitMQ, or in the outbox of dead letters until it is.
+
+        Raises:
+            ResultStoreError: RabbitMQ did not take it, and there is no outbox.
+            OutboxError: nor did the outbox.
+        """
+        if self.letter_writer is None or self.letter_box is None or self.letter_relay is None:
+            self.publisher.publish(letter)
+            return
+        try:
+            self.letter_writer.write(letter)
+        except RecordTooLargeError:
+            # The relay sets it aside, for a person to look at.
+            self.letter_box.add(letter, None, reserve=True)
+        self.letter_relay.start()
 
     def results(
         self, task_ids: Collection[str], max_age: float | None = None, timeout: float | None = None
@@ -139,6 +169,8 @@ class Store:
         if waiting:
             logger.warning("%d results of an earlier run wait in the outbox %s.", waiting, self.outbox.path)
         self.relay.start()
+        if self.letter_relay is not None:
+            self.letter_relay.start()
 
     def state(self) -> dict[str, Any]:
         """Return what ``celery inspect result_store`` shows."""
@@ -156,6 +188,9 @@ class Store:
             except OutboxError as exc:
                 return {**state, "outbox": {"path": str(outbox.path), "error": str(exc)}}
             state["outbox"] = {"path": str(outbox.path), **vars(depth)}
+        if self.letter_box is not None:
+            with contextlib.suppress(OutboxError):
+                state["dead_letters"] = {"path": str(self.letter_box.path), **vars(self.letter_box.depth())}
         return state
 
     def _prepare(self, connection: amqp.Connection) -> None:
@@ -168,18 +203,26 @@ class Store:
         """End the connections; the next use opens them again, except for the push path."""
         self.chords.stop()
         self.replies.stop()
-        if self.relay is not None:
-            self.relay.stop()
+        for relay in (self.relay, self.letter_relay):
+            if relay is not None:
+                relay.stop()
         self.publisher.close()
         self.archive.close()
-        if self.outbox is not None:
-            self.outbox.close()
+        for outbox in self.outboxes:
+            outbox.close()
+
+    @property
+    def outboxes(self) -> list[Outbox]:
+        """The files that records wait in."""
+        return [outbox for outbox in (self.outbox, self.letter_box) if outbox is not None]
 
     def after_fork(self) -> None:
         """Begin anew in a child: its parent goes on using the connections, and locks may be held for ever."""
-        for part in (self.publisher, self.archive, self.replies, self.chords, self.relay, self.outbox):
+        for part in (self.publisher, self.archive, self.replies, self.chords, self.relay, self.letter_relay):
             if part is not None:
                 part.abandon()
+        for outbox in self.outboxes:
+            outbox.abandon()
         app = self._app()
         if app is not None:
             self._assemble(share_address(app))
@@ -261,7 +304,7 @@ class _Registry:
         self.held: list[Outbox] = []
 
     def before_fork(self) -> None:
-        self.held = [store.outbox for stores in self.stores.values() for store in stores.values() if store.outbox]
+        self.held = [box for stores in self.stores.values() for store in stores.values() for box in store.outboxes]
         for outbox in self.held:
             outbox.hold()
 

@@ -70,7 +70,7 @@ from celery_hybrid.errors import OptionError, ResultStoreError
 from celery_hybrid.index import Key
 from celery_hybrid.options import Options
 from celery_hybrid.publisher import Publisher
-from celery_hybrid.records import CHORD_KINDS, FORGET, GROUP, RESULT, Record, outcome
+from celery_hybrid.records import CHORD_KINDS, DEAD_LETTER, FORGET, GROUP, RESULT, Record, outcome
 from celery_hybrid.replies import Mailbox, Replies
 from celery_hybrid.store import Store
 
@@ -216,7 +216,9 @@ class MemoryPublisher(Publisher):
                 "amqp-memory:// keeps results in one process, and this is a child of a pool: run the worker with "
                 "--pool solo or --pool threads."
             )
-        if record.kind in CHORD_KINDS:
+        if record.kind == DEAD_LETTER:
+            self.dead_letter(record.to_message(), record.subject)
+        elif record.kind in CHORD_KINDS:
             self._chords.count(record)
         else:
             self._memory.add(record, reply_to)
@@ -309,7 +311,7 @@ class MemoryStore(Store):
         self.archive = MemoryArchive(self.memory, self._expires)
         self.replies = MemoryReplies(self.memory, reply_to, self.mailbox)
 
-    def _outbox(self) -> None:
+    def _outbox(self, what: str = "results") -> None:
         """There is no outage to outlive."""
 
 

@@ -11,7 +11,7 @@ from celery_hybrid.options import DROP_OLDEST, Options
 from celery_hybrid.outbox import FullError, NobodyWaitsError, Outbox
 from celery_hybrid.processes import must_not_wait
 from celery_hybrid.publisher import Publisher
-from celery_hybrid.records import Record
+from celery_hybrid.records import DEAD_LETTER, Record
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +32,11 @@ class Writer:
         publisher: to RabbitMQ.
         outbox: for what RabbitMQ does not take.
         options: the policy and the bound of one attempt.
+        what: the records are, for the log.
     """
 
-    def __init__(self, publisher: Publisher, outbox: Outbox, options: Options) -> None:
+    def __init__(self, publisher: Publisher, outbox: Outbox, options: Options, what: str = "results") -> None:
+        self._what = what
         self._publisher = publisher
         self._outbox = outbox
         self._options = options
@@ -51,6 +53,7 @@ class Writer:
 
         Raises:
             RecordTooLargeError: RabbitMQ will never take it.
+            OutboxError: there is no room for a dead letter, in the event loop. Its task is still in Redis.
         """
         loop = must_not_wait()
         patience = _LOOP_PATIENCE if loop else self._options.confirm_timeout
@@ -78,13 +81,15 @@ class Writer:
                 return
             if isinstance(full, FullError) and self._options.outbox_full == DROP_OLDEST:
                 self._drop(record)
+            elif loop and record.kind == DEAD_LETTER:
+                raise full
             elif loop:
                 logger.critical(
                     "The %s of %s is lost: RabbitMQ does not take it (%s) and %s.", record.kind, record.id, reason, full
                 )
                 return
             else:
-                self._complain("This process waits: RabbitMQ does not take results (%s) and %s.", reason, full)
+                self._complain("This process waits: RabbitMQ does not take %s (%s) and %s.", self._what, reason, full)
                 time.sleep(_FULL_PAUSE)
 
     def _waiting(self) -> bool:
@@ -97,7 +102,8 @@ class Writer:
         # Once for each outage, not for each result.
         if not self._told:
             self._told = True
-            logger.log(level, "Results go to the outbox %s until RabbitMQ takes them. %s", self._outbox.path, reason)
+            what, path = self._what.capitalize(), self._outbox.path
+            logger.log(level, "%s go to the outbox %s until RabbitMQ takes them. %s", what, path, reason)
 
     def _drop(self, record: Record) -> None:
         try:

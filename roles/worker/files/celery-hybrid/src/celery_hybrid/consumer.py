@@ -1,0 +1,503 @@
+"""The consumer of a worker (``worker_consumer``): keeps tasks while Redis comes and goes, and puts bad ones away.
+
+What it adds to Celery's own:
+
+* When the connection to Redis is lost, Celery (5.7) exits, or puts the messages of running tasks back, so that they run
+  twice. Here what is running stays in hand: its message moves to the next connection and is acknowledged there. What is
+  not running yet (ETA, prefetched) goes back to its queue as soon as Redis answers.
+* While a task is in hand its claim in Redis is renewed, so the visibility timeout only has to be longer than an outage,
+  not than the longest task or ETA. It starts to count when the worker dies.
+* Every message that Celery would log and delete is put away first, see :mod:`celery_hybrid.dead_letters`; one that
+  would make the worker exit, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import kombu
+from celery import bootsteps
+from celery.exceptions import InvalidTaskError
+from celery.utils.imports import symbol_by_name
+from celery.worker import state
+from celery.worker.consumer import consumer as base
+from kombu.exceptions import ContentDisallowed
+from kombu.transport import virtual
+from kombu.utils.json import dumps
+
+from celery_hybrid.dead_letters import (
+    ETA,
+    MALFORMED,
+    REFUSED,
+    UNDECODABLE,
+    UNKNOWN,
+    UNROUTABLE,
+    DeadLetters,
+    Letter,
+)
+from celery_hybrid.request import Request
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between looks after what is in hand, at most.
+_CARE_INTERVAL = 5.0
+#: Longest pause between two attempts to connect; Celery's grows to 30 s, which is the time in which a worker shall
+#: consume again.
+_LONGEST_PAUSE = 5.0
+# The kernel ends a connection whose other end is silent for a quarter of a minute, whether something was sent
+# (TCP_USER_TIMEOUT, milliseconds) or not. Without that a dead BRPOP is waited for (kombu before 5.7: for ever).
+_SOCKET = {socket.TCP_USER_TIMEOUT: 15_000, socket.TCP_KEEPIDLE: 5, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 2}
+_OPTIONS = {
+    "socket_keepalive": True,
+    "socket_keepalive_options": _SOCKET,
+    "socket_timeout": 10,
+    "socket_connect_timeout": 5,
+}
+
+
+class Keeper(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Takes what is in hand over to a new connection, behind the task consumer and before the event loop."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, c: Consumer) -> None:
+        """Begin."""
+        c.take_over()
+
+    def stop(self, c: Consumer) -> None:
+        """End."""
+        c.stop_caring()
+
+
+class Consumer(base.Consumer):  # type: ignore[misc]
+    """``worker_consumer = 'celery_hybrid.consumer:Consumer'``.
+
+    Raises:
+        OptionError: ``worker_dead_letters`` is wrong, or results are not in RabbitMQ.
+    """
+
+    pool: Any = None
+    initial_prefetch_count: int
+
+    class Blueprint(base.Consumer.Blueprint):  # type: ignore[misc]
+        """Celery's, and the keeper."""
+
+        default_steps = (*base.Consumer.Blueprint.default_steps, Keeper)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        #: Messages that no connection has at the moment, by their delivery tags.
+        self._held: dict[str, Any] = {}
+        self._known: list[Any] = []
+        #: What is done with, and Redis does not know yet: the message, and what reject() is to be told.
+        self._owed: dict[str, tuple[Any, bool | None]] = {}
+        self._lost = False
+        self._timer_entry: Any = None
+        super().__init__(*args, **kwargs)
+        self.dead_letters = DeadLetters(self.app, self.hostname)
+
+    # Connections
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Connect, for ever if need be, and notice when the other end is gone."""
+        if conn.transport.driver_type == "redis":
+            conn.transport_options = {**_OPTIONS, **(conn.transport_options or {})}
+        conn.ensure_connection = partial(conn.ensure_connection, interval_max=_LONGEST_PAUSE)
+        try:
+            return super().ensure_connected(conn)
+        finally:
+            del conn.ensure_connection
+
+    def connect(self) -> Any:
+        """Connect; renew the claims before Redis is searched for those that have run out, which comes first."""
+        conn = self.connection_for_read(heartbeat=self.amqheartbeat)
+        if self._held and hasattr(conn.default_channel, "unacked_index_key"):
+            _renew(conn.default_channel, list(self._held))
+        if hasattr(conn.transport, "on_undecodable"):  # celery_hybrid.transport
+            conn.transport.on_undecodable = self.on_undecodable
+        if self.hub:
+            conn.transport.register_with_event_loop(conn.connection, self.hub)
+        return conn
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Keep what is in hand, while Celery gets rid of the connection."""
+        self._lost = True
+        for channel in _channels(self.connection):
+            # Redis is gone, so nothing can be put back now: Celery 5.7 exits when it tries. And what is running must
+            # not be put back at all.
+            channel.do_restore = False
+            self._held |= _in_hand(channel)
+        self._known += [*state.reserved_requests, *state.active_requests]
+        prefetch = self.initial_prefetch_count
+        super().on_connection_error_after_connected(exc)
+        # Celery takes as many messages less as tasks are running, because the new connection does not know of them.
+        # Here it does.
+        self.initial_prefetch_count = prefetch
+        self._maximum_prefetch_restored = True
+
+    def on_close(self) -> None:
+        """Forget what has not begun, unless the pool has it already."""
+        if not self._lost:
+            super().on_close()
+            return
+        self._lost = False
+        # Celery would clear the queue of the pool as well, and with that lose track of tasks whose child has got them
+        # but has not said so yet: they would run twice.
+        pool, self.pool = self.pool, None
+        semaphore = getattr(self.controller, "semaphore", None)
+        free = semaphore.value if semaphore else 0
+        try:
+            super().on_close()
+        finally:
+            self.pool = pool
+            if semaphore:
+                semaphore.value = free
+        self._known = [request for request in self._known if _runs(request)]
+        state.reserved_requests.update(self._known)
+
+    def take_over(self) -> None:
+        """Bring what is in hand to the new connection: what runs stays, all else goes back to its queue."""
+        channel = self.task_consumer.channel
+        running = {
+            request._message.delivery_tag
+            for request in (*self._known, *state.reserved_requests, *state.active_requests)
+            if _runs(request)
+        }
+        kept = back = 0
+        # The oldest last, because it is put to the front of the queue.
+        for tag, message in reversed(list(self._held.items())):
+            if tag in running or tag in self._owed:
+                message.channel = channel
+                # Not the Redis transport's own, which would write the claim again if another worker has taken it.
+                virtual.QoS.append(channel.qos, message, tag)
+                kept += 1
+            else:
+                channel.qos.restore_by_tag(tag)
+                message.channel = None
+                back += 1
+            del self._held[tag]
+        self._known.clear()
+        if kept or back:
+            logger.warning(
+                "Connected again: %d tasks in hand go on, %d that had not begun are back in Redis.", kept, back
+            )
+        self._read_undeliverable()
+        self._care()
+
+    # While connected
+
+    def _care(self) -> None:
+        """Renew the claims, and settle what could not be settled; notice a Redis that does not answer."""
+        for tag in list(self._owed):
+            self._settle(tag)
+        interval = _CARE_INTERVAL
+        for channel in _channels(self.connection):
+            if hasattr(channel, "unacked_index_key"):
+                _renew(channel, list(_in_hand(channel)))
+                interval = min(interval, channel.visibility_timeout / 4)
+        self._timer_entry = self.timer.call_after(interval, self._care_later)
+
+    def _care_later(self) -> None:
+        # A greenlet's timer has nobody to tell.
+        if self.connection is None:
+            return
+        try:
+            self._care()
+        except self.connection_errors as exc:
+            if self.hub:
+                raise
+            logger.warning("Redis does not answer: %s", exc)
+            self._timer_entry = self.timer.call_after(_CARE_INTERVAL, self._care_later)
+
+    def stop_caring(self) -> None:
+        """End the timer."""
+        entry, self._timer_entry = self._timer_entry, None
+        if entry is not None:
+            with contextlib.suppress(Exception):
+                self.timer.cancel(entry)
+
+    def settle(self, message: Any, requeue: bool | None = None) -> None:
+        """Acknowledge a message, or reject it; again with the next connection if it does not succeed.
+
+        Args:
+            message: kombu's.
+            requeue: what to tell reject(); None acknowledges.
+        """
+        tag = message.delivery_tag
+        self._owed[tag] = (message, requeue)
+        # The name that Celery 5.7 has for what may be done at once where there is no event loop.
+        soon: Any = getattr(self, "call_soon_ack", self.call_soon)
+        soon(self._settle, tag)
+
+    def _settle(self, tag: str) -> None:
+        message, requeue = self._owed.get(tag, (None, None))
+        if message is None or tag in self._held:
+            return
+        try:
+            if requeue is None:
+                message.ack()
+            else:
+                message.reject(requeue=requeue)
+        except message.MessageStateError:
+            pass
+        except Exception as exc:
+            logger.warning("Redis could not be told that a task is done; it will be told again: %r", exc)
+            return
+        self._owed.pop(tag, None)
+
+    def leave(self, message: Any) -> None:
+        """Let go of a message that can neither be used nor put away; Redis brings it again after a while."""
+        self._owed.pop(message.delivery_tag, None)
+        if message.channel is not None:
+            virtual.QoS.ack(message.channel.qos, message.delivery_tag)
+
+    def send_again(self, message: Any, headers: dict[str, Any]) -> None:
+        """Send a message once more, with other headers.
+
+        Raises:
+            Exception: whatever the transport raises; it was not sent, or it is not known.
+        """
+        channel = self.task_consumer.channel
+        letter = Letter.of(message, MALFORMED, self.queue_of(message), self.hostname)
+        publish(channel, letter, letter.queue, headers, letter.properties)
+
+    def queue_of(self, message: Any) -> str:
+        """Return the queue that a message came from."""
+        info = message.delivery_info or {}
+        exchange, key = info.get("exchange") or "", info.get("routing_key") or ""
+        if exchange:
+            for queue in self.app.amqp.queues.consume_from.values():
+                if queue.exchange.name == exchange and queue.routing_key == key:
+                    return str(queue.name)
+        return str(key)
+
+    # Tasks with an ETA that were put back must not run from here as well: Celery 5.6 leaves their timers alone.
+
+    def apply_eta_task(self, task: Any) -> None:
+        """Run a task whose time has come."""
+        if task._message.channel is not None:
+            super().apply_eta_task(task)
+
+    def _limit_post_eta(self, request: Any, bucket: Any, tokens: Any) -> Any:
+        return super()._limit_post_eta(request, bucket, tokens) if request._message.channel is not None else None
+
+    # Bad messages
+
+    def update_strategies(self) -> None:
+        """Let all tasks have this package's requests."""
+        for task in self.app.tasks.values():
+            own = symbol_by_name(task.Request)
+            if not issubclass(own, Request):
+                kind = Request if own is base_request() else type(own.__name__, (Request, own), {})
+                task.Request = type(kind.__name__, (kind,), {"keeper": self})
+            elif own.keeper is not self:
+                task.Request = type(own.__name__, (own,), {"keeper": self})
+            # Put back for ever; lost_retries of worker_dead_letters has an end.
+            task.reject_on_worker_lost = False
+        super().update_strategies()
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
+        """Return what is called with each message."""
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def on_task_received(message: Any) -> Any:
+            message.received_at = time.time()
+            try:
+                fault = fault_of(message)
+            except ContentDisallowed as exc:
+                return self.on_invalid_task(None, message, exc)
+            except Exception as exc:
+                return self.on_decode_error(message, exc)
+            if fault:
+                return self.on_invalid_task(None, message, InvalidTaskError(fault))
+            try:
+                return handle(message)
+            except Exception as exc:
+                # A KeyError counts as a lost connection with kombu 5.7; and any other would end the worker, with the
+                # message back in its queue.
+                lost = isinstance(exc, self.connection_errors) and not isinstance(exc, KeyError)
+                if lost or message.acknowledged or any(r._message is message for r in state.reserved_requests):
+                    raise
+                return self.on_invalid_task(None, message, exc)
+
+        return on_task_received
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """A message cannot be decoded."""
+        reason = REFUSED if isinstance(exc, ContentDisallowed) else UNDECODABLE
+        self._put_away(message, reason, exc, partial(super().on_decode_error, message, exc))
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        """A message is no task's."""
+        exc = InvalidTaskError("it names no task")
+        self._put_away(message, MALFORMED, exc, partial(super().on_unknown_message, body, message))
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """No task of that name is registered."""
+        self._put_away(message, UNKNOWN, exc, partial(super().on_unknown_task, body, message, exc))
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """A task's message is malformed, or its content type is not accepted."""
+        if isinstance(exc, ContentDisallowed):
+            reason = REFUSED
+        else:
+            reason = ETA if any(f"invalid {name} value" in str(exc) for name in ("ETA", "expires")) else MALFORMED
+        self._put_away(message, reason, exc, partial(super().on_invalid_task, body, message, exc))
+
+    def on_undecodable(self, raw: bytes, queue: str, reason: str) -> bool:
+        """Put an element of a queue away that is no message at all; what the transport asks.
+
+        Returns:
+            whether it is kept durably and may be removed.
+        """
+        return self.dead_letters.keep(Letter.of_bytes(raw, queue, reason, self.hostname))
+
+    def put_away(self, message: Any, reason: str, exc: BaseException | None = None, traceback: str = "") -> bool:
+        """Keep a message as a dead letter; tell whether it may leave Redis."""
+        letter = Letter.of(message, reason, self.queue_of(message), self.hostname, exc, traceback)
+        return self.dead_letters.keep(letter)
+
+    def _put_away(self, message: Any, reason: str, exc: Exception, then: Callable[[], Any]) -> None:
+        if not self.put_away(message, reason, exc):
+            self.leave(message)
+            return
+        try:
+            then()
+        except Exception:
+            # Celery's own words about a message may stumble over it.
+            logger.debug("Celery could not report a bad message.", exc_info=True)
+        if not message.acknowledged:
+            self.settle(message)
+
+    def _read_undeliverable(self) -> None:
+        """Put away what publishers could not route: kombu keeps it in a queue that nobody reads."""
+        name = (self.connection.transport_options or {}).get("deadletter_queue")
+        if not name:
+            return
+
+        def received(message: Any) -> None:
+            message.received_at = time.time()
+            exc = InvalidTaskError(f"no queue is bound to {message.delivery_info}")
+            if self.put_away(message, UNROUTABLE, exc):
+                self.settle(message)
+            else:
+                self.leave(message)
+
+        channel = self.connection.channel()
+        channel.basic_qos(0, 10, False)
+        queue = kombu.Queue(name, kombu.Exchange(""), routing_key=name)
+        kombu.Consumer(channel, [queue], on_message=received, auto_declare=False).consume()
+
+
+def publish(
+    channel: Any, letter: Letter, queue: str, headers: dict[str, Any], properties: Any, also: Any = None
+) -> None:
+    """Put the message of a letter into a queue of Redis, as kombu would, and return when Redis has it.
+
+    Args:
+        channel: of kombu's Redis transport.
+        letter: whose body goes there as it is.
+        queue: which.
+        headers: of the message.
+        properties: of the message.
+        also: called with the transaction's pipe, for commands that belong to it.
+    """
+    kept = {
+        name: value
+        for name, value in properties.items()
+        if name not in ("delivery_tag", "delivery_info", "body_encoding", "expiration")
+    }
+    message = channel.prepare_message(
+        letter.body,
+        content_type=letter.content_type,
+        content_encoding=letter.content_encoding,
+        headers=headers,
+        properties=kept,
+    )
+    channel._inplace_augment_message(message, "", queue)
+    if isinstance(message["body"], bytes):
+        message["body"] = message["body"].decode()
+    key = channel._q_for_pri(queue, channel._get_message_priority(message, reverse=False))
+    with channel.conn_or_acquire() as client, client.pipeline() as pipe:
+        pipe.lpush(key, dumps(message))
+        if also is not None:
+            also(pipe)
+        pipe.execute()
+
+
+def fault_of(message: Any) -> str | None:
+    """Return what makes a message one that Celery cannot survive, or None.
+
+    Raises:
+        Exception: whatever decoding it raises.
+    """
+    headers = message.headers
+    if not isinstance(headers, dict):
+        return "its headers are no mapping"
+    body = message.payload
+    if "task" not in headers:
+        # Protocol 1; or no task at all, which Celery finds out.
+        odd = isinstance(body, dict) and "task" in body and not isinstance(body.get("id"), str)
+        return "it has no id" if odd else None
+    if not isinstance(headers["task"], str) or not isinstance(headers.get("id"), str) or not headers["id"]:
+        return "its name or id is no text"
+    if isinstance(body, (list, tuple)):
+        kinds: tuple[Any, ...] = ((list, tuple), dict, (dict, type(None)))
+        if len(body) != 3 or not all(isinstance(each, kind) for each, kind in zip(body, kinds, strict=True)):
+            return "its body is not [args, kwargs, embed]"
+    elif not isinstance(body, dict) or "args" not in body:
+        return "its body is not [args, kwargs, embed]"
+    limits = headers.get("timelimit") or (None, None)
+    if not isinstance(limits, (list, tuple)) or len(limits) != 2 or not all(_is_limit(each) for each in limits):
+        return "its timelimit is not a pair of numbers"
+    if not isinstance(headers.get("retries") or 0, int):
+        return "its retries are no number"
+    stamps = headers.get("stamped_headers") or []
+    if not isinstance(stamps, list) or not all(isinstance(each, str) for each in stamps):
+        return "its stamped_headers are no names"
+    if not isinstance(headers.get("stamps") or {}, dict):
+        return "its stamps are no mapping"
+    return None
+
+
+def _is_limit(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def base_request() -> type:
+    """Return Celery's own class of requests."""
+    from celery.worker.request import Request as CeleryRequest
+
+    return CeleryRequest  # type: ignore[no-any-return]
+
+
+def _channels(connection: Any) -> Iterator[Any]:
+    transport = getattr(connection, "_transport", None)
+    for channel in list(getattr(transport, "channels", None) or ()):
+        if channel._qos is not None and not channel.closed:
+            yield channel
+
+
+def _in_hand(channel: Any) -> dict[str, Any]:
+    qos = channel._qos
+    return {tag: message for tag, message in list(qos._delivered.items()) if tag not in qos._dirty}
+
+
+def _renew(channel: Any, tags: list[str]) -> None:
+    """Renew claims in Redis: those that are still ours."""
+    with channel.conn_or_acquire() as client:
+        if tags:
+            now = time.time()
+            client.zadd(channel.unacked_index_key, dict.fromkeys(tags, now), xx=True)
+        else:
+            client.ping()
+
+
+def _runs(request: Any) -> bool:
+    """Tell whether a request is in the pool, and its task not cancelled."""
+    return request._apply_result is not None and not request._already_cancelled

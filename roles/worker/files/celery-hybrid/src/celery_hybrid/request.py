@@ -1,0 +1,172 @@
+"""Requests: what a worker does when a task has ended badly.
+
+Celery acknowledges a task that failed, and deletes its message. Here it is put away before; and a task whose process
+died, ran out of memory or hit the hard time limit is sent again, a limited number of times.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from celery import signals, states
+from celery.exceptions import Ignore, Reject, Retry, Terminated, TimeLimitExceeded, WorkerLostError
+from celery.worker import request as base
+from celery.worker import state
+
+from celery_hybrid.dead_letters import ETA, FAILED, LOST, LOST_HEADER, REJECTED, REVOKED, TIME_LIMIT
+
+if TYPE_CHECKING:
+    from celery_hybrid.consumer import Consumer
+
+logger = logging.getLogger(__name__)
+
+
+class Request(base.Request):  # type: ignore[misc]
+    """Celery's request, which lets nothing go that is not kept elsewhere."""
+
+    #: Of the worker; :meth:`celery_hybrid.consumer.Consumer.update_strategies` makes a class for each.
+    keeper: ClassVar[Consumer | None] = None
+    acknowledged: bool = False
+    #: Kept as a dead letter, sent again, or left in Redis: there is nothing more to decide.
+    _decided = False
+    _again = False
+
+    def acknowledge(self) -> None:
+        """Acknowledge the task; when Redis is away, as soon as it is back."""
+        if not self.acknowledged:
+            self.acknowledged = True
+            self._keeper.settle(self._message)
+
+    def reject(self, requeue: bool = False) -> None:
+        """Give the message back, or away for good: then it is put away first."""
+        if self.acknowledged:
+            return
+        if self._decided:
+            # Its letter is kept: Celery's wish to have it again (acks_on_timeout = False) has been bounded.
+            requeue = False
+        elif not requeue and not self._put_away(REJECTED if self._apply_result else ETA):
+            return
+        self.acknowledged = True
+        self._keeper.settle(self._message, requeue)
+        self.send_event("task-rejected", requeue=requeue)
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
+        """The task failed, or its process did."""
+        exc = _inner(exc_info.exception)
+        if isinstance(exc, (SystemExit, KeyboardInterrupt, MemoryError)) and not self._stopped():
+            # Celery exits on the last one.
+            exc_info, exc = _lost(exc)
+            return_ok = False
+        reason = self._reason(exc)
+        if reason and not self._decided:
+            if reason in (LOST, TIME_LIMIT) and self._send_again(exc, exc_info):
+                return None
+            if not self._put_away(reason, exc, str(exc_info.traceback)):
+                return None
+        return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """The task ran into a time limit. With prefork the hard one has come as a failure before."""
+        if not soft and not self._decided and not self._stopped():
+            exc = TimeLimitExceeded(timeout)
+            if self._send_again(exc, None) or not self._put_away(TIME_LIMIT, exc):
+                return
+        if self._again:
+            logger.error("Hard time limit (%ss) exceeded for %s[%s]", timeout, self.name, self.id)
+            return
+        super().on_timeout(soft, timeout)
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        keeper = self._keeper
+        if keeper.dead_letters.policy.revoked and not self._decided and not self.acknowledged:
+            self._put_away(REVOKED, Terminated(reason))
+        super()._announce_revoked(reason, terminated, signum, expired)
+
+    def _retry_worker_lost(self, *_: Any) -> bool:
+        # Celery 5.7 with task_retry_on_worker_lost: has been done already, without an end of its own.
+        return False
+
+    @property
+    def _keeper(self) -> Consumer:
+        assert self.keeper is not None  # noqa: S101 - requests are only made of the consumer's own classes
+        return self.keeper
+
+    def _stopped(self) -> bool:
+        """Tell whether the task was ended on purpose: it goes on elsewhere, or shall not."""
+        return bool(self._already_cancelled or self._already_revoked or state.should_terminate)
+
+    def _reason(self, exc: BaseException) -> str | None:
+        """Return why a task is put away; None when that is Celery's own business."""
+        if self._stopped() or isinstance(exc, (Terminated, Ignore, Retry, SystemExit, KeyboardInterrupt)):
+            return None
+        if isinstance(exc, Reject):
+            return None if exc.requeue else REJECTED
+        if isinstance(exc, WorkerLostError):
+            # Celery 5.7 looks whether the task had been done before; it will look once more, and acknowledge.
+            done = getattr(self, "_success_was_stored", None)
+            return None if done is not None and done() else LOST
+        if isinstance(exc, TimeLimitExceeded):
+            return TIME_LIMIT
+        policy = self._keeper.dead_letters.policy
+        expected = isinstance(exc, tuple(self.task.throws or ())) or policy.expects(exc)
+        return FAILED if policy.failed and not expected else None
+
+    def _put_away(self, reason: str, exc: BaseException | None = None, traceback: str = "") -> bool:
+        """Keep the task as a dead letter; if that is not possible, leave it in Redis and return False."""
+        self._decided = True
+        if self._keeper.put_away(self._message, reason, exc, traceback):
+            return True
+        self._leave()
+        return False
+
+    def _leave(self) -> None:
+        base.task_ready(self)
+        if not self.acknowledged:
+            self.acknowledged = True
+            self._keeper.leave(self._message)
+
+    def _send_again(self, exc: BaseException, exc_info: Any) -> bool:
+        """Send the very message again after a while, unless it was often enough."""
+        keeper = self._keeper
+        headers = dict(self._message.headers)
+        lost = headers.get(LOST_HEADER)
+        lost = lost if isinstance(lost, int) else 0
+        policy = keeper.dead_letters.policy
+        if self.acknowledged or not self.task.acks_late or lost >= policy.lost_retries:
+            return False
+        self._decided = self._again = True
+        eta = datetime.now(UTC) + timedelta(seconds=policy.lost_retry_delay * 2**lost)
+        try:
+            keeper.send_again(self._message, {**headers, LOST_HEADER: lost + 1, "eta": eta.isoformat()})
+        except Exception as failure:
+            logger.warning("%s[%s] stays in Redis, which does not answer: %r", self.name, self.id, failure)
+            self._leave()
+            return True
+        logger.warning(
+            "Task %s[%s] did not end (%s); it runs again at %s, for the %d. of %d times.",
+            *(self.name, self.id, exc, eta.isoformat(timespec="seconds"), lost + 1, policy.lost_retries),
+        )
+        base.task_ready(self)
+        self.acknowledge()
+        traceback = getattr(exc_info, "traceback", None)
+        if self.store_errors:
+            self.task.backend.store_result(self.id, exc, states.RETRY, traceback=traceback, request=self._context)
+        self.send_event("task-retried", exception=repr(exc), traceback=str(traceback))
+        signals.task_retry.send(self.task, request=self._context, reason=Retry(exc=exc, when=eta), einfo=exc_info)
+        return True
+
+
+def _inner(exc: Any) -> BaseException:
+    # billiard wraps what comes from a child, for the sake of its traceback.
+    inner: BaseException = exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
+    return inner
+
+
+def _lost(exc: BaseException) -> tuple[Any, BaseException]:
+    try:
+        raise WorkerLostError(f"The process of the task ended: {type(exc).__name__}: {exc}")
+    except WorkerLostError as lost:
+        return ExceptionInfo(), lost

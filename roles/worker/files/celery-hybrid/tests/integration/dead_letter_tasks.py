@@ -1,0 +1,84 @@
+"""The application of the tests of the consumer: its worker keeps tasks, and puts bad ones away."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from celery.exceptions import Reject
+from hybrid_tasks import make_app
+
+app = make_app(
+    worker_consumer="celery_hybrid.consumer:Consumer",
+    worker_dead_letters={"ignore": ["LookupError"], "lost_retries": 1, "lost_retry_delay": 0.5},
+    # As the role has it.
+    broker_connection_max_retries=None,
+    broker_transport_options={
+        "visibility_timeout": 20,
+        "socket_timeout": 5,
+        "socket_connect_timeout": 5,
+        "deadletter_queue": f"{os.environ['CELERY_HYBRID_TEST_QUEUE']}.undeliverable",
+    },
+)
+
+
+def note(path, text="ran"):
+    with Path(path).open("a") as file:
+        file.write(f"{text}\n")
+
+
+@app.task(name="letters.work", acks_late=True)
+def work(path, seconds=0, text="ran"):
+    note(path, text)
+    time.sleep(seconds)
+
+
+@app.task(name="letters.wait")
+def wait(path, go, seconds=60):
+    note(path)
+    end = time.monotonic() + seconds
+    while not Path(go).exists() and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+@app.task(name="letters.fail")
+def fail(path="", go=""):
+    if go and Path(go).exists():
+        return "well"
+    raise ValueError("no good")
+
+
+@app.task(name="letters.expected", throws=(KeyError,))
+def expected(kind):
+    raise {"key": KeyError, "index": IndexError}[kind](kind)
+
+
+@app.task(name="letters.retry", bind=True, max_retries=1)
+def retry(self, path):
+    note(path)
+    raise self.retry(exc=ValueError("still no good"), countdown=0.1)
+
+
+@app.task(name="letters.reject")
+def reject():
+    raise Reject("not mine", requeue=False)
+
+
+@app.task(name="letters.die")
+def die(path):
+    note(path)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task(name="letters.eat")
+def eat(path):
+    note(path)
+    raise MemoryError("too much")
+
+
+@app.task(name="letters.hang", time_limit=1)
+def hang(path):
+    note(path)
+    time.sleep(60)

@@ -1,0 +1,248 @@
+"""Bad tasks are put away, each once and as it was; people list, replay and discard them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import amqp
+import pytest
+
+from celery_hybrid.dead_letters import Letter
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+
+HERE = Path(__file__).parent
+QUEUE = "celery.dead_letters"
+
+
+def wait_until(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    return found
+
+
+@pytest.fixture(scope="module")
+def letters_url(shell, results_url):
+    """URL of a user with the rights of those who handle dead letters."""
+    name = f"letters-{uuid.uuid4().hex[:8]}"
+    shell.ctl(f"add_user {name} {name}")
+    shell.ctl(f"set_permissions -p {shell.vhost} {name} '^$' '^celery[.]dlx$' '^celery[.]dead_letters$'")
+    parts = urlsplit(results_url)
+    yield urlunsplit(parts._replace(netloc=f"{name}:{name}@{parts.netloc.rpartition('@')[2]}"))
+    shell.ctl(f"delete_user {name}")
+
+
+class Box:
+    """The queue of dead letters."""
+
+    def __init__(self, url):
+        parts = urlsplit(url)
+        self.connection = amqp.Connection(
+            host=f"{parts.hostname}:{parts.port}",
+            userid=parts.username,
+            password=parts.password,
+            virtual_host=parts.path[1:],
+        )
+        self.connection.connect()
+        self.channel = self.connection.channel()
+
+    def take(self, seconds=20):
+        """Take the next letter of a task out."""
+        message = wait_until(lambda: self.channel.basic_get(QUEUE, no_ack=True), seconds)
+        return Letter.from_body(message.body)
+
+    def count(self):
+        return self.channel.queue_declare(QUEUE, passive=True).message_count
+
+
+@pytest.fixture(scope="module")
+def box(letters_url, shell):
+    shell.ctl(f"purge_queue -p {shell.vhost} {QUEUE}")
+    box = Box(letters_url)
+    yield box
+    box.connection.close()
+
+
+@pytest.fixture(scope="module")
+def app(results_url, broker_url):
+    from dead_letter_tasks import app
+
+    yield app
+    from celery_hybrid.store import _registry
+
+    for store in _registry.stores.pop(app, {}).values():
+        store.close()
+
+
+@pytest.fixture(scope="module")
+def keeping_worker(app, worker_class, tmp_path_factory):
+    worker = worker_class("prefork", tmp_path_factory.mktemp("keeping") / "log", "-c", "2", app="dead_letter_tasks")
+    worker.wait_ready()
+    yield worker
+    worker.stop()
+
+
+@pytest.fixture
+def empty(box):
+    """No letter may be there that a test does not expect."""
+    assert box.count() == 0
+    yield
+    assert box.count() == 0
+
+
+def redis_of(app):
+    return app.connection_for_write().default_channel.client
+
+
+def publish(app, body, headers, **properties):
+    """Put a message into the queue as it is."""
+    with app.connection_for_write() as connection:
+        queue = app.conf.task_default_queue
+        connection.Producer(auto_declare=False).publish(
+            body, exchange="", routing_key=queue, headers=headers, **properties
+        )
+
+
+def send(app, body, content_type="application/json", **headers):
+    headers = {"id": str(uuid.uuid4()), "task": "letters.work", **headers}
+    publish(app, body, headers, content_type=content_type, content_encoding="utf-8")
+    return headers["id"]
+
+
+def settled(app):
+    """Tell whether Redis has nothing in hand any more."""
+    return redis_of(app).hlen("unacked") == 0
+
+
+GOOD = b'[["x"], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
+
+
+@pytest.mark.usefixtures("keeping_worker", "empty")
+class TestReasons:
+    """Each way for a task to end badly."""
+
+    def letter(self, app, box, task_id, reason):
+        letter = box.take()
+        assert (letter.task_id, letter.reason) == (task_id, reason)
+        assert letter.queue == app.conf.task_default_queue
+        assert letter.host
+        assert letter.worker.startswith("prefork-")
+        assert letter.received <= letter.failed
+        wait_until(lambda: settled(app))
+        return letter
+
+    def test_failed(self, app, box):
+        sent = app.tasks["letters.fail"].delay("a", go="b")
+        with pytest.raises(ValueError, match="no good"):
+            sent.get(timeout=20)
+        letter = self.letter(app, box, sent.id, "failed")
+        assert letter.exception == "ValueError: no good"
+        assert "in fail\n" in letter.traceback
+        assert json.loads(letter.body)[:2] == [["a"], {"go": "b"}]
+        assert letter.content_type == "application/json"
+        assert letter.headers["task"] == "letters.fail"
+        assert letter.properties["correlation_id"] == sent.id
+        assert letter.id == f"{sent.id}:0.0.0:failed"
+
+    def test_retries_used_up(self, app, box, tmp_path):
+        sent = app.tasks["letters.retry"].delay(str(tmp_path / "ran"))
+        letter = self.letter(app, box, sent.id, "failed")
+        assert letter.retries == 1
+        assert (tmp_path / "ran").read_text() == "ran\n" * 2
+
+    @pytest.mark.parametrize("kind", ["key", "index"])
+    def test_expected_is_none(self, app, kind):
+        sent = app.tasks["letters.expected"].delay(kind)
+        with pytest.raises(LookupError):
+            sent.get(timeout=20)
+
+    def test_rejected(self, app, box):
+        sent = app.tasks["letters.reject"].delay()
+        assert "not mine" in self.letter(app, box, sent.id, "rejected").exception
+
+    def test_undecodable(self, app, box):
+        task_id = send(app, b"[[1,")
+        assert self.letter(app, box, task_id, "undecodable").body == b"[[1,"
+
+    def test_a_pickle_is_refused(self, app, box, tmp_path):
+        class Bomb:
+            def __reduce__(self):
+                return os.system, (f"touch {tmp_path / 'exploded'}",)
+
+        bomb = pickle.dumps([[Bomb()], {}, {}])
+        task_id = send(app, bomb, "application/x-python-serialize")
+        assert self.letter(app, box, task_id, "refused").body == bomb
+        assert not (tmp_path / "exploded").exists()
+
+    def test_unknown(self, app, box):
+        task_id = send(app, GOOD, task="letters.nobody")
+        assert self.letter(app, box, task_id, "unknown").body == GOOD
+
+    @pytest.mark.parametrize(
+        ("body", "headers"),
+        [
+            (b'{"no": "task"}', {}),
+            (b"[]", {}),
+            (b'[{}, [], "x"]', {}),
+            (GOOD, {"timelimit": "soon"}),
+            (GOOD, {"retries": "many"}),
+            (GOOD, {"stamped_headers": [{}]}),
+        ],
+    )
+    def test_malformed(self, app, box, keeping_worker, body, headers):
+        task_id = send(app, body, **headers)
+        letter = self.letter(app, box, task_id, "malformed")
+        assert letter.body == body
+        assert letter.headers | headers == letter.headers
+        assert keeping_worker.process.poll() is None
+
+    @pytest.mark.parametrize("headers", [{"id": None}, {"task": ["letters.work"]}, {"id": {}, "task": {}}])
+    def test_malformed_without_id(self, app, box, headers):
+        send(app, GOOD, **headers)
+        assert box.take().reason == "malformed"
+
+    def test_no_task_at_all(self, app, box):
+        publish(app, b'{"hello": "world"}', {}, content_type="application/json", content_encoding="utf-8")
+        assert box.take().reason == "malformed"
+
+    @pytest.mark.parametrize("eta", ["tomorrow", "9999-12-31T23:59:59-12:00", 5])
+    def test_eta(self, app, box, eta):
+        task_id = send(app, GOOD, eta=eta)
+        assert self.letter(app, box, task_id, "eta").headers["eta"] == eta
+
+    @pytest.mark.parametrize(
+        ("task", "reason"), [("die", "lost"), ("eat", "lost"), ("hang", "time_limit")]
+    )
+    def test_ends_for_good_after_one_more_try(self, app, box, tmp_path, task, reason):
+        sent = app.tasks[f"letters.{task}"].delay(str(tmp_path / "ran"))
+        letter = self.letter(app, box, sent.id, reason)
+        assert (tmp_path / "ran").read_text() == "ran\n" * 2
+        assert letter.headers["x-lost"] == 1
+        wait_until(lambda: sent.state == "FAILURE")
+
+    def test_unroutable(self, app, box):
+        queue = f"{app.conf.task_default_queue}.undeliverable"
+        with app.connection_for_write() as connection:
+            connection.Producer(auto_declare=False).publish(
+                GOOD,
+                exchange="nowhere",
+                routing_key="nobody",
+                headers={"id": "lost-way", "task": "letters.work"},
+                content_type="application/json",
+                content_encoding="utf-8",
+            )
+        letter = box.take()
+        assert (letter.reason, letter.routing_key, letter.task_id) == ("unroutable", "nobody", "lost-way")
+        assert redis_of(app).llen(queue) == 0
