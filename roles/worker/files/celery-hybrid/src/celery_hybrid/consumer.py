@@ -170,7 +170,6 @@ class Consumer(base.Consumer):  # type: ignore[misc]
         }
         kept = back = 0
         # The oldest last, because it is put to the front of the queue.
-        logger.warning("HELD %r owed %r", list(self._held), self._owed)
         for tag, message in reversed(list(self._held.items())):
             if tag in running or tag in self._owed:
                 message.channel = channel

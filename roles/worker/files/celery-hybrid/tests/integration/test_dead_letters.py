@@ -222,9 +222,7 @@ class TestReasons:
         task_id = send(app, GOOD, eta=eta)
         assert self.letter(app, box, task_id, "eta").headers["eta"] == eta
 
-    @pytest.mark.parametrize(
-        ("task", "reason"), [("die", "lost"), ("eat", "lost"), ("hang", "time_limit")]
-    )
+    @pytest.mark.parametrize(("task", "reason"), [("die", "lost"), ("eat", "lost"), ("hang", "time_limit")])
     def test_ends_for_good_after_one_more_try(self, app, box, tmp_path, task, reason):
         sent = app.tasks[f"letters.{task}"].delay(str(tmp_path / "ran"))
         letter = self.letter(app, box, sent.id, reason)
