@@ -47,6 +47,8 @@ class Relay:
         self.state = CLOSED
         #: Why the last attempt failed.
         self.failure: Exception | None = None
+        #: Grows as long as the thread goes on; 0 before it begins.
+        self.steps = 0
 
     def start(self) -> None:
         """Begin to work, unless it does already."""
@@ -70,6 +72,7 @@ class Relay:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
+            self.steps += 1
             try:
                 if self._outbox.waiting():
                     self._drain_alone()
@@ -98,6 +101,7 @@ class Relay:
         reported = begun
         pause, delivered, failing, last = _FIRST_PAUSE, 0, False, -1
         while not self._stopping.is_set():
+            self.steps += 1
             batch = self._outbox.oldest(_BATCH, after=last)
             if not batch:
                 break

@@ -1,0 +1,307 @@
+"""Tells systemd how a worker or beat is: ready, alive, what it does, and that it ends.
+
+A settings module calls :func:`install`; outside of systemd that does nothing. The protocol is that of
+https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html. A unit needs ``Type=notify``, ``WatchdogSec=``,
+``KillMode=mixed`` and ``KillSignal=SIGTERM``.
+
+Alive is more than not dead. A thread feeds the watchdog as long as the consumer's loop comes round, or new attempts to
+reach the broker are made; the pool begins what it is given, and ends what has reached its time limit; and the relay of
+the outbox goes on. A worker that waits for Redis or for RabbitMQ is alive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+from celery import signals
+from celery.worker import state as worker_state
+
+from celery_hybrid.store import stores_of
+
+logger = logging.getLogger(__name__)
+
+#: Seconds without progress after which something is stuck. An attempt to reach the broker takes less, with its pause.
+PATIENCE = 60.0
+_LONGEST_PAUSE = 10.0
+
+
+def install(drain_seconds: float = 0, patience: float = PATIENCE) -> None:
+    """Connect to the signals of Celery's workers and beat.
+
+    Args:
+        drain_seconds: what running tasks get when the worker is asked to stop (SIGTERM); after it they go back to
+            their queues. 0 waits for as long as they take.
+        patience: seconds without progress after which something is stuck.
+    """
+    _Life.drain_seconds, _Life.patience = drain_seconds, patience
+    signals.worker_ready.connect(_worker_ready, weak=False, dispatch_uid="celery_hybrid.systemd")
+    signals.worker_shutting_down.connect(_worker_stops, weak=False, dispatch_uid="celery_hybrid.systemd")
+    signals.beat_init.connect(_beat_ready, weak=False, dispatch_uid="celery_hybrid.systemd")
+
+
+class _Life:
+    drain_seconds: float = 0
+    patience: float = PATIENCE
+    monitor: Monitor | None = None
+
+
+def notify(**values: object) -> bool:
+    """Send assignments to systemd (``READY=1``); tell whether there is one to send to."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return False
+    # A name that begins with '@' is in Linux' abstract namespace.
+    target = "\0" + address[1:] if address.startswith("@") else address
+    text = "\n".join(f"{name}={value}" for name, value in values.items())
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        sender.sendto(text.encode(), target)
+    return True
+
+
+def watchdog_seconds() -> float:
+    """Return how often systemd wants to hear from this process at least; 0 for never."""
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return 0.0
+    return int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6
+
+
+class Progress:
+    """Remembers when a value last changed.
+
+    Args:
+        clock: seconds from a monotonic clock.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._value: Hashable = object()
+        self._since = clock()
+
+    def idle(self, value: Hashable) -> float:
+        """Return for how many seconds *value* has been the same."""
+        if value != self._value:
+            self._value, self._since = value, self._clock()
+        return self._clock() - self._since
+
+
+class Ages:
+    """Remembers since when each of a set of things is there.
+
+    Args:
+        clock: seconds from a monotonic clock.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since: dict[str, float] = {}
+
+    def of(self, names: Iterable[str]) -> dict[str, float]:
+        """Return the age of each in seconds, and forget the others."""
+        now = self._clock()
+        self._since = {name: self._since.get(name, now) for name in names}
+        return {name: now - since for name, since in self._since.items()}
+
+
+def _copied(requests: Any) -> set[Any]:
+    """Return a copy of a set that the main thread changes meanwhile."""
+    while True:
+        with contextlib.suppress(RuntimeError):
+            return set(requests)
+
+
+class WorkerHealth:
+    """What a worker's main process does, and whether it goes on.
+
+    Args:
+        consumer: the worker's consumer, which knows its pool and its application.
+        patience: seconds without progress after which something is stuck.
+        clock: seconds from a monotonic clock.
+    """
+
+    def __init__(self, consumer: Any, patience: float = PATIENCE, clock: Callable[[], float] = time.monotonic) -> None:
+        self._consumer = consumer
+        self._patience = patience
+        self._rounds = 0
+        self._loop, self._relay = Progress(clock), Progress(clock)
+        self._handed, self._active = Ages(clock), Ages(clock)
+
+    def problem(self) -> str:
+        """Return what is stuck, or nothing."""
+        # Run by the loop when it comes round.
+        self._consumer.call_soon(self._come_round)
+        return self._loop_problem() or self._pool_problem() or self._relay_problem()
+
+    def status(self) -> str:
+        """Return a line for ``systemctl status``."""
+        consumer = self._consumer
+        running, scheduled = len(worker_state.active_requests), len(worker_state.scheduled_requests)
+        attempt = consumer.broker_connection_retry_attempt
+        words = [f"the broker is away, attempt {attempt}" if attempt else "consuming", f"{running} tasks run"]
+        if scheduled:
+            words.append(f"{scheduled} wait for their time")
+        for store in stores_of(consumer.app)[:1]:
+            known = store.state()
+            if "outbox" in known:
+                words.append(f"{known['outbox'].get('count', '?')} results in the outbox")
+            if known["failure"]:
+                words.append("RabbitMQ is away")
+        return "; ".join(words)
+
+    def _come_round(self) -> None:
+        self._rounds += 1
+
+    def _loop_problem(self) -> str:
+        consumer = self._consumer
+        idle = self._loop.idle((self._rounds, consumer.restart_count, consumer.broker_connection_retry_attempt))
+        # The solo pool runs tasks in the loop.
+        busy = worker_state.active_requests and type(consumer.pool).__module__ == "celery.concurrency.solo"
+        if busy or idle < self._patience:
+            return ""
+        return f"the consumer has not come round for {idle:.0f} s"
+
+    def _pool_problem(self) -> str:
+        handed, active = [], []
+        for request in list(worker_state.reserved_requests):
+            if request in worker_state.active_requests:
+                active.append(request)
+            elif request._apply_result is not None:
+                handed.append(request)
+        waiting = max(self._handed.of(request.id for request in handed).values(), default=0.0)
+        if waiting > self._patience and len(active) < self._consumer.pool.num_processes:
+            return f"the pool has not begun a task that it was given {waiting:.0f} s ago, and has room for it"
+        ages = self._active.of(request.id for request in active)
+        for request in active:
+            limit = self._time_limit(request)
+            if limit and ages[request.id] > limit + self._patience:
+                return f"the pool has not ended the task {request.id}, whose time limit is {limit:.0f} s"
+        return ""
+
+    def _relay_problem(self) -> str:
+        for store in stores_of(self._consumer.app):
+            relay = store.relay
+            if relay is not None and relay.steps and self._relay.idle(relay.steps) > self._patience:
+                return "the relay of the outbox does not go on"
+        return ""
+
+    def _time_limit(self, request: Any) -> float:
+        limits = (request.time_limits[0], request.task.time_limit, self._consumer.app.conf.task_time_limit)
+        return float(next((limit for limit in limits if limit), 0))
+
+
+class BeatHealth:
+    """What beat does, and whether it goes on.
+
+    Args:
+        service: Celery's beat.
+        patience: seconds after the longest pause between two looks at the schedule.
+        clock: seconds from a monotonic clock.
+    """
+
+    def __init__(self, service: Any, patience: float = PATIENCE, clock: Callable[[], float] = time.monotonic) -> None:
+        self._scheduler = service.scheduler
+        self._patience = patience
+        self._ticks = 0
+        self._progress = Progress(clock)
+        tick = self._scheduler.tick
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self._ticks += 1
+            return tick(*args, **kwargs)
+
+        self._scheduler.tick = counted
+
+    def problem(self) -> str:
+        """Return what is stuck, or nothing."""
+        idle = self._progress.idle(self._ticks)
+        longest = self._scheduler.max_interval + self._patience
+        return f"beat has not looked at its schedule for {idle:.0f} s" if idle > longest else ""
+
+    def status(self) -> str:
+        """Return a line for ``systemctl status``."""
+        return f"{len(self._scheduler.schedule)} periodic tasks"
+
+
+class Monitor:
+    """A thread that feeds the watchdog while all is well.
+
+    Args:
+        health: what is asked.
+        watchdog: seconds after which systemd ends a process that it has not heard from; 0 for never.
+    """
+
+    def __init__(self, health: WorkerHealth | BeatHealth, watchdog: float) -> None:
+        self._health = health
+        self._pause = min(watchdog / 4 or _LONGEST_PAUSE, _LONGEST_PAUSE)
+        self._stopping = threading.Event()
+        self._said = ""
+        self._thread = threading.Thread(target=self._run, name="celery-hybrid systemd", daemon=True)
+
+    def start(self) -> None:
+        """Say that this process is ready, and go on saying that it lives."""
+        notify(READY=1, STATUS=self._health.status())
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Say nothing more."""
+        self._stopping.set()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._pause):
+            try:
+                self._look()
+            except Exception:
+                # What was asked is Celery's inside: a worker must not die because it has changed.
+                logger.exception("The health of this process could not be told; it counts as well.")
+                notify(WATCHDOG=1)
+
+    def _look(self) -> None:
+        problem = self._health.problem()
+        if self._stopping.is_set():
+            return
+        if not problem:
+            self._said = ""
+            notify(WATCHDOG=1, STATUS=self._health.status())
+        elif problem != self._said:
+            if not self._said:
+                logger.critical("Stuck: %s. If it stays so, systemd's watchdog ends this process.", problem)
+            self._said = problem
+            notify(STATUS=f"stuck: {problem}")
+
+
+def _begin(health: WorkerHealth | BeatHealth) -> None:
+    if os.environ.get("NOTIFY_SOCKET") and _Life.monitor is None:
+        watchdog = watchdog_seconds()
+        if watchdog:
+            # The watchdog's SIGABRT then leaves the stacks of all threads in the journal. Celery replaces sys.stderr.
+            faulthandler.enable(2)
+        _Life.monitor = Monitor(health, watchdog)
+        _Life.monitor.start()
+
+
+def _worker_ready(sender: Any, **_: Any) -> None:
+    _begin(WorkerHealth(sender, _Life.patience))
+
+
+def _beat_ready(sender: Any, **_: Any) -> None:
+    _begin(BeatHealth(sender, _Life.patience))
+
+
+def _worker_stops(how: str, **_: Any) -> None:
+    notify(STOPPING=1, STATUS="running tasks end" if how == "Warm" else "running tasks go back to their queues")
+    if _Life.monitor is not None:
+        _Life.monitor.stop()
+    if how == "Warm" and _Life.drain_seconds > 0:
+        # Celery's own soft shutdown sleeps for the whole time, also when the last task has ended, and does not
+        # acknowledge meanwhile.
+        timer = threading.Timer(_Life.drain_seconds, os.kill, (os.getpid(), signal.SIGQUIT))
+        timer.daemon = True
+        timer.start()
