@@ -200,10 +200,10 @@ def _limits(v: dict[str, t.Any]) -> list[str]:
             f"({margin}), or a task that waits for its time is handed to a second worker. Raise it, or lower the "
             "countdown."
         )
-    soft_stop, stop = int(v["worker_soft_shutdown_timeout"]), int(v["worker_stop_timeout"])
+    soft_stop, stop = int(v["worker_drain_timeout"]), int(v["worker_stop_timeout"])
     if stop < soft_stop + 10:
         found.append(
-            f"worker_stop_timeout is {stop}: it must be at least 10 s more than worker_soft_shutdown_timeout "
+            f"worker_stop_timeout is {stop}: it must be at least 10 s more than worker_drain_timeout "
             f"({soft_stop}), "
             "or systemd kills workers that still put their tasks back."
         )

@@ -140,7 +140,9 @@ def test_instance(rendered: dict[str, str]) -> None:
     "line",
     [
         "KillMode=mixed",
-        "KillSignal=SIGQUIT",
+        "Type=notify",
+        "WatchdogSec=120",
+        "KillSignal=SIGTERM",
         "TimeoutStopSec=90",
         "Restart=always",
         "StartLimitIntervalSec=0",
