@@ -32,6 +32,14 @@ options:
     description:
       - File with the certificate authority of the server. Without it, that of the system.
     type: path
+  client_cert:
+    description:
+      - File with a certificate (PEM) that the server asks for.
+    type: path
+  client_key:
+    description:
+      - File with the key of O(client_cert), unless that file has it as well.
+    type: path
   timeout:
     description:
       - Seconds that each request may take.

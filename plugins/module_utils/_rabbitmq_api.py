@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from typing import Any, Protocol
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote
@@ -23,7 +24,7 @@ class Api(Protocol):
 
     def get(self, *path: str) -> Any: ...
 
-    def send(self, method: str, *path: str, body: Any = None, query: str = "") -> None: ...
+    def send(self, method: str, *path: str, body: Any = None, query: str = "") -> Any: ...
 
 
 class ManagementApi:
@@ -35,6 +36,8 @@ class ManagementApi:
         password: its password; it goes into a header, never into a URL.
         validate_certs: verify the server's certificate.
         ca_path: file of the certificate authority, or None for the system's.
+        client_cert: file of a certificate that the server asks for, or None.
+        client_key: file of its key, unless the certificate's file has it.
         timeout: seconds for each request.
     """
 
@@ -45,6 +48,8 @@ class ManagementApi:
         password: str,
         validate_certs: bool = True,
         ca_path: str | None = None,
+        client_cert: str | None = None,
+        client_key: str | None = None,
         timeout: float = 30,
     ) -> None:
         self._url = url.rstrip("/")
@@ -55,6 +60,8 @@ class ManagementApi:
             "force_basic_auth": True,
             "validate_certs": validate_certs,
             "ca_path": ca_path,
+            "client_cert": client_cert,
+            "client_key": client_key,
             "timeout": timeout,
             "use_proxy": False,
         }
@@ -63,9 +70,9 @@ class ManagementApi:
         """Return what the API answers, decoded."""
         return json.loads(self._request("GET", path) or b"null")
 
-    def send(self, method: str, *path: str, body: Any = None, query: str = "") -> None:
-        """Send a request that changes something."""
-        self._request(method, path, body, query)
+    def send(self, method: str, *path: str, body: Any = None, query: str = "") -> Any:
+        """Send a request that changes something; return what the API answers, decoded."""
+        return json.loads(self._request(method, path, body, query) or b"null")
 
     def _request(self, method: str, path: tuple[str, ...], body: Any = None, query: str = "") -> bytes:
         where = "/".join(quote(part, safe="") for part in path)
@@ -82,6 +89,12 @@ class ManagementApi:
             raise ApiError(self._refusal(exc, f"{method} {where}")) from exc
         except (URLError, OSError) as exc:
             reason = getattr(exc, "reason", exc)
+            if isinstance(reason, ssl.SSLError):
+                raise ApiError(
+                    f"The management API at {self._url} is not trusted: {reason}. Check that 'url' names the server as "
+                    "its certificate does, that 'ca_path' is the authority that signed it, and 'client_cert' if the "
+                    "server asks for one."
+                ) from exc
             raise ApiError(
                 f"The management API at {self._url} cannot be reached: {reason}. Check 'url', that RabbitMQ runs, "
                 "and that its plugin rabbitmq_management is enabled."
@@ -109,6 +122,8 @@ def api_arguments() -> dict[str, dict[str, Any]]:
         "password": {"type": "str", "required": True, "no_log": True},
         "validate_certs": {"type": "bool", "default": True},
         "ca_path": {"type": "path"},
+        "client_cert": {"type": "path"},
+        "client_key": {"type": "path", "no_log": False},
         "timeout": {"type": "float", "default": 30.0},
     }
 

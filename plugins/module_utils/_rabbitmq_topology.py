@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Declared and actual topology of a RabbitMQ: read once, compared in memory, written where they differ.
+"""Declared and actual topology of a RabbitMQ, read once and compared in memory.
 
 Both sides are brought into one form, ``{kind: {key: object}}``; a :class:`Kind` knows how to read an object from
-the server's definitions, and how to write it. The definitions are those of ``GET /api/definitions``.
+the server's definitions, and where to write it. The definitions are those of ``GET /api/definitions``.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import dataclasses
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_api import Api, ApiError
+from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_api import Api
 
 Object = dict[str, Any]
 Key = tuple[str, ...]
@@ -26,8 +26,18 @@ Topology = dict[str, dict[Key, Object]]
 
 HASHES = {"rabbit_password_hashing_sha256": hashlib.sha256, "rabbit_password_hashing_sha512": hashlib.sha512}
 MASK = "VALUE_NOT_SHOWN"
+# Passwords in URLs, as the parameters of shovels and federation have them, and values that are named as secrets.
+URL_PASSWORD = re.compile(r"(?<=://)([^:/@\s]*):[^@\s]*(?=@)")
+SECRET_NAME = re.compile(r"password|passwd|secret|token|hash$", re.IGNORECASE)
+CANNOT_CHANGE = (
+    "RabbitMQ cannot change this in place. Declare it as it is, or set 'recreate', or move away what it holds, "
+    "delete it by hand, and run again."
+)
+# A vhost of which nothing was ever declared.
+VHOST: Object = {"description": "", "tags": [], "default_queue_type": "classic"}
 # What RabbitMQ brings itself.
 ALWAYS_PROTECTED = (r"amq\..*", r"")
+OWN_PARAMETERS = ("cluster_name", "cluster_tags", "imported_definition_hash_value", "internal_cluster_id", "node_tags")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +61,13 @@ class Kind:
 
 # In the order in which they are created; they are deleted in the opposite one.
 KINDS = (
-    Kind("vhosts", ("name",), {}, lambda key: ("vhosts", *key)),
+    # What is not declared of a vhost stays as it is.
+    Kind(
+        "vhosts",
+        ("name",),
+        {"description": None, "tags": None, "default_queue_type": None},
+        lambda key: ("vhosts", *key),
+    ),
     Kind("users", ("name",), {"password": None, "tags": []}, lambda key: ("users", *key)),
     Kind("vhost_limits", ("vhost", "name"), {"value": None}, lambda key: ("vhost-limits", *key)),
     Kind("user_limits", ("user", "name"), {"value": None}, lambda key: ("user-limits", *key)),
@@ -112,47 +128,102 @@ class TopologyError(Exception):
 
 @dataclasses.dataclass
 class Difference:
-    """One object that is not as declared: ``before`` or ``after`` is None where it is not, or shall not be."""
+    """One object that is not as declared.
+
+    Attributes:
+        before: the object as it is, None where it is not.
+        after: the object as declared, None where it shall not be.
+        obstacle: why it is not written, as a sentence with the remedy.
+        recreate: delete it and make it anew, because RabbitMQ cannot change it in place.
+    """
 
     kind: Kind
     key: Key
     before: Object | None
     after: Object | None
+    obstacle: str = ""
+    recreate: bool = False
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """What identifies the object, by name."""
+        return dict(zip(self.kind.key, self.key, strict=True))
+
+    @property
+    def name(self) -> str:
+        """What a person calls the object among those of its kind."""
+        if self.kind.name == "bindings":
+            vhost, source, _, destination, routing_key, _ = self.key
+            return f"{vhost}/{source} -> {destination} [{routing_key}]"
+        return "/".join(self.key)
 
     @property
     def label(self) -> str:
         """What a person calls the object."""
-        fields = dict(zip(self.kind.key, self.key, strict=True))
-        fields.pop("arguments", None)
-        return f"{self.kind.name} " + ", ".join(f"{name} {value!r}" for name, value in fields.items())
+        return f"{self.kind.name} {self.name}"
 
     @property
     def action(self) -> str:
-        """``create``, ``update``, ``delete``, or ``conflict`` where RabbitMQ cannot change the object in place."""
+        """``create``, ``update``, ``delete``, or ``conflict`` where it cannot be written."""
+        if self.obstacle:
+            return "conflict"
         if self.before is None:
             return "create"
         if self.after is None:
             return "delete"
-        return "update" if self.kind.in_place else "conflict"
+        return "update"
 
     def shown(self, side: Object | None) -> Object | None:
-        """Return a side as ``--diff`` may show it."""
-        if side is None or side.get("password") is None:
-            return side
-        return {**side, "password": MASK if side is self.before else f"{MASK} (another one)"}
+        """Return a side as people may see it."""
+        if side is None:
+            return None
+        shown: Object = masked({name: value for name, value in side.items() if name != "password"})
+        if side.get("password") is not None:
+            kept = self.before is None or side["password"] == self.before["password"]
+            shown["password"] = MASK if kept else f"{MASK} (another one)"
+        return shown
 
-    def explanation(self) -> str:
-        """Return, for a conflict, what differs and what to do."""
-        before, after = self.before or {}, self.after or {}
-        what = "; ".join(
+    def changes(self) -> str:
+        """Return what differs, field by field."""
+        before, after = self.shown(self.before) or {}, self.shown(self.after) or {}
+        return "; ".join(
             f"{name} is {before.get(name)!r}, declared is {after.get(name)!r}"
             for name in after
             if before.get(name) != after.get(name)
         )
-        return (
-            f"{self.label}: {what}. RabbitMQ cannot change this in place. Declare it as it is, or move away what it "
-            "holds, delete it by hand, and run again."
-        )
+
+    def sentence(self) -> str:
+        """Return the difference in one line."""
+        if self.obstacle:
+            return " ".join(part for part in (f"{self.label}: {self.changes()}.", self.obstacle) if part)
+        if self.before is None:
+            return f"{self.label} is missing."
+        if self.after is None:
+            return f"{self.label} is there and shall not be."
+        return f"{self.label}: {self.changes()}.{' It is empty and is made anew.' if self.recreate else ''}"
+
+    def result(self) -> Object:
+        """Return the difference as modules do."""
+        return {
+            "layer": "object",
+            "kind": self.kind.name,
+            "name": self.name,
+            "action": self.action,
+            "actual": self.shown(self.before),
+            "declared": self.shown(self.after),
+            "sentence": self.sentence(),
+        }
+
+
+def masked(value: Any, name: str = "") -> Any:
+    """Return a value without the secrets in it."""
+    if isinstance(value, dict):
+        return {key: masked(item, str(key)) for key, item in value.items()}
+    if isinstance(value, list):
+        return [masked(item, name) for item in value]
+    if isinstance(value, str):
+        return MASK if value and SECRET_NAME.search(name) else URL_PASSWORD.sub(rf"\1:{MASK}", value)
+    return value
 
 
 # --- both sides in one form ----------------------------------------------------------------------
@@ -190,14 +261,24 @@ def declared(parameters: dict[str, list[Object] | None]) -> tuple[Topology, dict
             fields = {name: kind.fields[name] if value is None else value for name, value in fields.items()}
             if "pattern" in fields and fields["pattern"] is None:
                 raise TopologyError(f"{kind.name}: {', '.join(key)} needs 'pattern'.")
-            if "tags" in fields:
+            if "value" in fields:
+                fields["value"] = as_stored(fields["value"])
+            if fields.get("tags") is not None:
                 fields["tags"] = sorted(fields["tags"])
             present[kind.name][key] = fields
     return present, absent
 
 
+def read(api: Api, vhost_details: bool) -> dict[str, Any]:
+    """Return the server's definitions; those of RabbitMQ 3.10 only name the vhosts, so details are read beside them."""
+    definitions = api.get("definitions")
+    if vhost_details and any("metadata" not in vhost for vhost in definitions["vhosts"]):
+        definitions["vhosts"] = api.get("vhosts")
+    return definitions
+
+
 def actual(definitions: dict[str, Any]) -> Topology:
-    """Return the topology that ``GET /api/definitions`` tells."""
+    """Return the topology that ``GET /api/definitions`` tells, without what RabbitMQ keeps for itself."""
     found: dict[str, list[Object]] = {kind.name: list(definitions.get(kind.name, [])) for kind in KINDS}
     found["user_limits"] = [
         {"user": user["name"], "name": name, "value": value}
@@ -208,21 +289,30 @@ def actual(definitions: dict[str, Any]) -> Topology:
     for item in definitions.get("parameters", []):
         if item["component"] == "vhost-limits":
             found["vhost_limits"] += [
-                {"vhost": item["vhost"], "name": name, "value": value} for name, value in item["value"].items()
+                {"vhost": item["vhost"], "name": name, "value": value} for name, value in (item["value"] or {}).items()
             ]
         elif item["component"] == "operator_policy":
             found["operator_policies"].append({"vhost": item["vhost"], "name": item["name"], **item["value"]})
     found["parameters"] = [
         item for item in found["parameters"] if item["component"] not in ("vhost-limits", "operator_policy")
     ]
+    found["global_parameters"] = [item for item in found["global_parameters"] if item["name"] not in OWN_PARAMETERS]
     return {kind.name: {key_of(kind, item): fields_of(kind, item) for item in found[kind.name]} for kind in KINDS}
 
 
 def fields_of(kind: Kind, item: Object) -> Object:
     """Return the compared fields of an object as the server tells it."""
     fields = {name: item.get(name, default) for name, default in kind.fields.items()}
+    if kind.name == "vhosts":
+        metadata = {**item, **(item.get("metadata") or {})}
+        queue_type = metadata.get("default_queue_type")
+        fields = {
+            "description": metadata.get("description", VHOST["description"]),
+            "tags": sorted(metadata.get("tags") or VHOST["tags"]),
+            "default_queue_type": VHOST["default_queue_type"] if queue_type in (None, "undefined") else queue_type,
+        }
     if kind.name == "queues":
-        arguments = dict(fields["arguments"])
+        arguments = dict(fields["arguments"] or {})
         fields["type"] = arguments.pop("x-queue-type", "classic")
         fields["arguments"] = arguments
     if kind.name == "users":
@@ -231,6 +321,36 @@ def fields_of(kind: Kind, item: Object) -> Object:
         fields["tags"] = sorted(tags.split(",") if isinstance(tags, str) and tags else tags or [])
         fields["password"] = (item.get("password_hash", ""), item.get("hashing_algorithm", ""))
     return fields
+
+
+def declaration(found: Topology, vhosts: Iterable[str] | None, defaults: bool) -> dict[str, list[Object]]:
+    """Return a topology as the options of the module take it, without secrets.
+
+    Args:
+        found: the topology.
+        vhosts: whose objects are returned, None for all. What lives in no vhost is always returned.
+        defaults: whether fields are returned that have their default.
+    """
+    result: dict[str, list[Object]] = {}
+    for kind in KINDS:
+        for key, item in sorted(found[kind.name].items()):
+            fields = {name: value for name, value in zip(kind.key, key, strict=True) if name != "arguments"}
+            vhost = fields["name"] if kind.name == "vhosts" else fields.get("vhost")
+            if vhosts is not None and vhost is not None and vhost not in vhosts:
+                continue
+            usual = VHOST if kind.name == "vhosts" else kind.fields
+            for name, value in masked({name: value for name, value in item.items() if name != "password"}).items():
+                if defaults or value != usual[name]:
+                    fields[name.replace("-", "_")] = value
+            result.setdefault(kind.name, []).append(fields)
+    return result
+
+
+def as_stored(value: Any) -> Any:
+    """Return a value as the server tells it: to Erlang an empty dictionary is an empty list."""
+    if isinstance(value, dict) and value:
+        return {name: as_stored(item) for name, item in value.items()}
+    return [as_stored(item) for item in value] if isinstance(value, (list, dict)) else value
 
 
 # --- passwords -----------------------------------------------------------------------------------
@@ -259,129 +379,92 @@ def password_hash(password: str) -> str:
 # --- differences ---------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True)
+class Prune:
+    """What else is deleted.
+
+    Attributes:
+        kinds: of which everything goes that nobody declared.
+        vhosts: in which, as far as the kind lives in vhosts.
+        protected: regular expressions of names that stay.
+        username: who asks, and stays as well.
+
+    Raises:
+        TopologyError: it cannot be meant.
+    """
+
+    kinds: Sequence[str] = ()
+    vhosts: Sequence[str] = ()
+    protected: Sequence[str] = ()
+    username: str = ""
+
+    def __post_init__(self) -> None:
+        for pattern in self.protected:
+            try:
+                re.compile(pattern)
+            except re.error as exc:
+                raise TopologyError(f"protected: {pattern!r} is no regular expression: {exc}.") from exc
+        if not self.vhosts and (homeless := [kind for kind in self.kinds if "vhost" in KIND[kind].key]):
+            raise TopologyError(
+                f"prune: 'prune_vhosts' is empty, so {', '.join(homeless)} would be deleted nowhere. Name some vhosts."
+            )
+
+    def doomed(self, kind: Kind, before: Iterable[Key], after: Iterable[Key]) -> Iterator[Key]:
+        """Yield the keys that nobody declared and nobody protected."""
+        if kind.name not in self.kinds:
+            return
+        patterns = [*ALWAYS_PROTECTED, re.escape(self.username), *self.protected]
+        guard = re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+        for key in set(before) - set(after):
+            fields = dict(zip(kind.key, key, strict=True))
+            names = [fields[name] for name in ("name", "user", "source", "destination") if name in fields]
+            if fields.get("vhost") in (*self.vhosts, None) and not any(guard.fullmatch(name) for name in names):
+                yield key
+
+
 def differences(
-    present: Topology,
-    absent: dict[str, set[Key]],
-    found: Topology,
-    prune: Iterable[str] = (),
-    prune_vhosts: Iterable[str] = (),
-    protected: Iterable[str] = (),
+    present: Topology, absent: dict[str, set[Key]], found: Topology, prune: Prune = Prune()
 ) -> list[Difference]:
     """Return what differs, in the order in which it is written: first what goes, then what comes."""
     gone: list[Difference] = []
     come: list[Difference] = []
-    guard = re.compile("|".join(f"(?:{pattern})" for pattern in [*ALWAYS_PROTECTED, *protected]))
     for kind in KINDS:
         before, after = found[kind.name], present[kind.name]
-        doomed = absent[kind.name] & set(before)
-        if kind.name in prune:
-            doomed |= set(prunable(kind, before, after, set(prune_vhosts), guard))
+        doomed = absent[kind.name] & set(before) | set(prune.doomed(kind, before, after))
         gone += [Difference(kind, key, before[key], None) for key in sorted(doomed)]
         for key, wanted in after.items():
-            if key not in before:
-                come.append(Difference(kind, key, None, wanted))
-            elif not equal(kind, before[key], wanted):
-                come.append(Difference(kind, key, before[key], wanted))
+            existing = before.get(key)
+            difference = Difference(kind, key, existing, settled(kind, existing, wanted))
+            if existing is not None and not kind.in_place:
+                difference.obstacle = CANNOT_CHANGE
+            if difference.before != difference.after:
+                come.append(difference)
     return gone[::-1] + come
 
 
-def equal(kind: Kind, before: Object, after: Object) -> bool:
-    """Tell whether an object is as declared; a password that is not declared is not compared."""
-    if kind.name == "users":
-        same = after["password"] is None or password_matches(after["password"], before["password"])
-        return same and before["tags"] == after["tags"]
-    return before == after
+def settled(kind: Kind, before: Object | None, wanted: Object) -> Object:
+    """Return an object as it shall be: what is declared, and what stays because it is not declared or the same."""
+    if kind.name == "vhosts":
+        return {name: (before or {}).get(name) if value is None else value for name, value in wanted.items()}
+    if kind.name == "users" and before is not None:
+        password = wanted["password"]
+        if password is None or password_matches(password, before["password"]):
+            return {**wanted, "password": before["password"]}
+    return wanted
 
 
-def prunable(
-    kind: Kind, before: dict[Key, Object], after: dict[Key, Object], vhosts: set[str], guard: re.Pattern[str]
-) -> Iterator[Key]:
-    """Yield the keys that nobody declared and nobody protected, inside the vhosts that were named."""
-    for key in before.keys() - after.keys():
-        fields = dict(zip(kind.key, key, strict=True))
-        names = [fields[name] for name in ("name", "user", "source", "destination") if name in fields]
-        if fields.get("vhost") in vhosts and not any(guard.fullmatch(name) for name in names):
-            yield key
-
-
-# --- writing -------------------------------------------------------------------------------------
-
-
-def write(api: Api, difference: Difference) -> None:
-    """Write one difference."""
-    kind, key = difference.kind, difference.key
-    if difference.after is None:
-        delete(api, difference)
-    elif kind.name == "bindings":
-        api.send("POST", *kind.path(key), body={"routing_key": key[4], **difference.after})
-    else:
-        api.send("PUT", *kind.path(key), body=body_of(kind, key, difference.after, difference.before))
-
-
-def body_of(kind: Kind, key: Key, fields: Object, before: Object | None) -> Object:
-    """Return what the management API takes for an object."""
-    if kind.name == "queues":
-        return {
-            **{name: value for name, value in fields.items() if name != "type"},
-            "arguments": {**fields["arguments"], "x-queue-type": fields["type"]},
-        }
-    if kind.name == "users":
-        body: Object = {"tags": ",".join(fields["tags"])}
-        if fields["password"] is not None:
-            body["password_hash"] = password_hash(fields["password"])
-        elif before is not None:
-            body["password_hash"], body["hashing_algorithm"] = before["password"]
+def after_writing(found: Topology, changes: Iterable[Difference]) -> Topology:
+    """Return the topology that the changes lead to; what lived in a vhost, or was a user's, goes with it."""
+    result = {name: dict(objects) for name, objects in found.items()}
+    for change in changes:
+        if change.after is None:
+            result[change.kind.name].pop(change.key, None)
         else:
-            raise TopologyError(f"users: {key[0]} does not exist yet, so it needs 'password'.")
-        return body
-    if kind.name == "topic_permissions":
-        return {"exchange": key[2], **fields}
-    if kind.name in ("parameters", "global_parameters"):
-        return {**dict(zip(kind.key, key, strict=True)), **fields}
-    return fields
-
-
-def delete(api: Api, difference: Difference) -> None:
-    """Delete one object; a queue only when it is empty, because nothing may be lost by the way."""
-    kind, key = difference.kind, difference.key
-    path = kind.path(key)
-    if kind.name == "bindings":
-        for binding in api.get(*path):
-            if binding["routing_key"] == key[4] and canonical(binding["arguments"]) == key[5]:
-                api.send("DELETE", *path, binding["properties_key"])
-    else:
-        api.send("DELETE", *path, query="?if-empty=true" if kind.name == "queues" else "")
-
-
-class PartlyWrittenError(Exception):
-    """Not all could be written; the arguments are what was done, and what was left."""
-
-    def __init__(self, reason: str, done: list[Difference], left: list[Difference]) -> None:
-        super().__init__(reason)
-        self.done = done
-        self.left = left
-
-
-def apply(api: Api, changes: list[Difference]) -> None:
-    """Write the differences in order.
-
-    Raises:
-        TopologyError: an object cannot be changed in place; nothing was written.
-        PartlyWrittenError: the server refused one; the earlier ones were written.
-    """
-    conflicts = [difference.explanation() for difference in changes if difference.action == "conflict"]
-    if conflicts:
-        raise TopologyError(" ".join(conflicts))
-    for number, difference in enumerate(changes):
-        try:
-            write(api, difference)
-        except (ApiError, TopologyError) as exc:
-            raise PartlyWrittenError(f"{difference.label}: {exc}", changes[:number], changes[number:]) from exc
-
-
-def diff_of(changes: list[Difference]) -> dict[str, dict[str, Object]]:
-    """Return the two sides as ``--diff`` shows them, with secrets masked."""
-    return {
-        "before": {d.label: d.shown(d.before) for d in changes if d.before is not None},
-        "after": {d.label: d.shown(d.after) for d in changes if d.after is not None},
-    }
+            result[change.kind.name][change.key] = change.after
+    for kind in KINDS:
+        for owner, owners in (("vhost", "vhosts"), ("user", "users")):
+            if owner in kind.key:
+                place = kind.key.index(owner)
+                objects = result[kind.name]
+                result[kind.name] = {key: item for key, item in objects.items() if (key[place],) in result[owners]}
+    return result

@@ -14,8 +14,11 @@ description:
     the server has, and writes only what differs.
   - Reads the server once, compares in memory, and compares every field; a password is compared with the salted hash
     that the server keeps, so that a rotated one is applied.
+  - What is wrong in the declaration is told before anything is written - names declared twice, bindings to missing
+    exchanges, policies that match nothing, users without rights, invalid regular expressions, contradicting limits.
   - What RabbitMQ cannot change in place (the type, durability or arguments of an existing queue or exchange) fails
-    before anything is written, and the message says what differs.
+    before anything is written, and the message says what differs; O(recreate) makes it anew without losing a message.
+  - No message is deleted - queues, and virtual hosts with queues, go only when they are empty.
 author:
   - celeryops.hybrid contributors
 extends_documentation_fragment:
@@ -36,11 +39,22 @@ options:
     type: list
     elements: dict
     default: []
-    suboptions: &named
+    suboptions:
       name:
-        description: Name of the object.
+        description: Name of the virtual host.
         type: str
         required: true
+      description:
+        description: What it is for. When it is not given, an existing one stays; that goes for the next two as well.
+        type: str
+      tags:
+        description: Tags.
+        type: list
+        elements: str
+      default_queue_type:
+        description: Type of queues that a client declares without one. RabbitMQ 3.10 keeps it and does not heed it.
+        type: str
+        choices: [classic, quorum, stream]
       state: &state
         description: Whether the object shall be there.
         type: str
@@ -198,6 +212,13 @@ options:
         description: Of the policies that match, the one with the highest priority applies.
         type: int
         default: 0
+      examples:
+        description:
+          - Names that the pattern has to match, of objects that clients declare later. Without one, a policy that
+            matches nothing that exists or is declared is refused.
+        type: list
+        elements: str
+        default: []
       state: *state
   operator_policies:
     description: Operator policies.
@@ -238,7 +259,9 @@ options:
         default: {}
       state: *state
   queues:
-    description: Queues. One is deleted only when it is empty.
+    description:
+      - Queues. One is deleted only when it is empty; a stream only when no client is connected to the virtual host as
+        well, because RabbitMQ cannot tell what is in it at that moment.
     type: list
     elements: dict
     default: []
@@ -285,14 +308,19 @@ options:
       state: *state
   prune:
     description:
-      - Kinds of which everything that is not declared is deleted, in the virtual hosts of O(prune_vhosts).
+      - Kinds of which everything that is not declared is deleted; those that live in virtual hosts only in
+        O(prune_vhosts). Nothing else that others made is touched.
     type: list
     elements: str
     choices:
+      - vhosts
+      - users
       - vhost_limits
+      - user_limits
       - permissions
       - topic_permissions
       - parameters
+      - global_parameters
       - policies
       - operator_policies
       - exchanges
@@ -306,12 +334,27 @@ options:
     default: []
   protected:
     description:
-      - Regular expressions of names that O(prune) never deletes. Those of RabbitMQ itself (V(amq.*)) are protected
-        anyway.
+      - Regular expressions of names that O(prune) never deletes, matched as a whole. Those of RabbitMQ itself
+        (V(amq.*)) and O(username) are protected anyway.
     type: list
     elements: str
     default:
       - celery\.reply\..*
+  recreate:
+    description:
+      - What happens to a queue or exchange that RabbitMQ cannot change in place. While it is made anew, no client may
+        be connected to its virtual host, which is closed for that moment (by its limit V(max-connections)) and opened
+        again. It is bound as it was.
+      - V(none) fails and says what differs.
+      - V(empty) makes exchanges anew, and queues that are empty.
+      - V(messages-kept) does so with queues that hold messages, which are moved into a queue beside it
+        (C(NAME.celeryops-kept)) and back by a shovel, acknowledged when the target has confirmed them; the plugin
+        C(rabbitmq_shovel) has to be enabled. Their routing key becomes the name of the queue. After a failure
+        in between the next run with V(messages-kept) moves back what waits there.
+      - A stream that holds messages is never made anew.
+    type: str
+    choices: [none, empty, messages-kept]
+    default: none
 """
 
 EXAMPLES = r"""
@@ -333,6 +376,36 @@ EXAMPLES = r"""
     bindings:
       - {vhost: celery, source: celery.results, destination: celery.results.0, routing_key: celery.results.0}
 
+- name: Declare a policy for queues that clients will declare
+  celeryops.hybrid.rabbitmq_topology:
+    username: admin
+    password: "{{ rabbitmq_admin_password }}"
+    policies:
+      - vhost: celery
+        name: orders.replies
+        pattern: ^orders\.reply\.
+        apply_to: queues
+        definition: {expires: 600000}
+        examples: [orders.reply.1]
+
+- name: Talk to a server elsewhere, whose certificate an authority of our own has signed
+  celeryops.hybrid.rabbitmq_topology:
+    url: https://rabbitmq.example.com:15671
+    ca_path: /etc/ssl/our-ca.pem
+    username: admin
+    password: "{{ rabbitmq_admin_password }}"
+    vhosts:
+      - {name: celery, description: Results of Celery}
+  delegate_to: localhost
+
+- name: Make an existing queue a quorum queue, and keep its messages
+  celeryops.hybrid.rabbitmq_topology:
+    username: admin
+    password: "{{ rabbitmq_admin_password }}"
+    queues:
+      - {vhost: celery, name: orders, type: quorum}
+    recreate: messages-kept
+
 - name: Delete policies that nobody declared
   celeryops.hybrid.rabbitmq_topology:
     username: admin
@@ -344,24 +417,61 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-changes:
-  description: What was, or in check mode would be, written, in order.
-  returned: success
+differences:
+  description: What was, or in check mode would be, written, in order, and what cannot be. Secrets are masked.
+  returned: when the server could be read and nothing in the declaration is wrong
   type: list
   elements: dict
+  contains:
+    layer:
+      description: V(object) always.
+      type: str
+    kind:
+      description: Name of the option that declares such objects.
+      type: str
+    name:
+      description: Name of the object, after its virtual host if it lives in one.
+      type: str
+    action:
+      description: V(create), V(update), V(delete), or V(conflict) where it cannot be written.
+      type: str
+    actual:
+      description: The object as it is, V(null) when it is missing.
+      type: dict
+    declared:
+      description: The object as declared, V(null) when it shall not be.
+      type: dict
+    sentence:
+      description: The difference in one line, for a conflict with the remedy.
+      type: str
   sample:
-    - action: create
-      object: policies vhost 'celery', name 'celery.results'
+    - layer: object
+      kind: policies
+      name: celery/celery.results
+      action: update
+      actual: {pattern: '^celery', apply-to: queues, definition: {max-age: 60s}, priority: 0}
+      declared: {pattern: '^celery', apply-to: queues, definition: {max-age: 86400s}, priority: 0}
+      sentence: "policies celery/celery.results: definition is {'max-age': '60s'}, declared is {'max-age': '86400s'}."
+problems:
+  description: What is wrong in the declaration. Nothing was written.
+  returned: failure before writing
+  type: list
+  elements: str
+  sample:
+    - "bindings: celery/orders -> mail needs the exchange 'orders', which neither exists nor is declared. Add it to
+      'exchanges', or correct the name."
 done:
   description: What had been written when the server refused the next object.
   returned: failure while writing
   type: list
   elements: str
+  sample: [vhosts celery, queues celery/orders]
 left:
-  description: What had not been written then.
+  description: What had not been written then; the first is what was refused.
   returned: failure while writing
   type: list
   elements: str
+  sample: ['policies celery/orders']
 """
 
 from typing import Any
@@ -369,17 +479,26 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_api import ApiError, api_arguments, api_from
 from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_topology import (
+    KIND,
     KINDS,
-    PartlyWrittenError,
+    Prune,
     TopologyError,
     actual,
-    apply,
+    after_writing,
     declared,
-    diff_of,
     differences,
+    read,
+)
+from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_topology_rules import Plan, problems, remarks
+from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_topology_writing import (
+    PartlyWrittenError,
+    apply,
+    diff_of,
+    inspect,
+    unfinished,
 )
 
-PRUNABLE = [kind.name for kind in KINDS if "vhost" in kind.key]
+QUEUE_TYPES = ["classic", "quorum", "stream"]
 
 
 def items(**options: dict[str, Any]) -> dict[str, Any]:
@@ -405,10 +524,16 @@ def argument_spec() -> dict[str, Any]:
         },
         definition={"type": "dict", "default": {}},
         priority={"type": "int", "default": 0},
+        examples={"type": "list", "elements": "str", "default": []},
     )
     return {
         **api_arguments(),
-        "vhosts": items(name=name),
+        "vhosts": items(
+            name=name,
+            description={"type": "str"},
+            tags={"type": "list", "elements": "str"},
+            default_queue_type={"type": "str", "choices": QUEUE_TYPES},
+        ),
         "users": items(
             name=name,
             password={"type": "str", "no_log": True},
@@ -434,7 +559,7 @@ def argument_spec() -> dict[str, Any]:
         "queues": items(
             vhost=name,
             name=name,
-            type={"type": "str", "choices": ["classic", "quorum", "stream"], "default": "classic"},
+            type={"type": "str", "choices": QUEUE_TYPES, "default": "classic"},
             durable=yes,
             auto_delete=no,
             arguments=arguments,
@@ -447,9 +572,19 @@ def argument_spec() -> dict[str, Any]:
             routing_key={"type": "str", "default": ""},
             arguments=arguments,
         ),
-        "prune": {"type": "list", "elements": "str", "choices": PRUNABLE, "default": []},
+        "prune": {"type": "list", "elements": "str", "choices": [kind.name for kind in KINDS], "default": []},
         "prune_vhosts": {"type": "list", "elements": "str", "default": []},
         "protected": {"type": "list", "elements": "str", "default": [r"celery\.reply\..*"]},
+        "recreate": {"type": "str", "choices": ["none", "empty", "messages-kept"], "default": "none"},
+    }
+
+
+def examples(parameters: dict[str, Any]) -> dict[tuple[str, tuple[str, ...]], list[str]]:
+    """Return the names that policies are for, by kind and key."""
+    return {
+        (kind, (policy["vhost"], policy["name"])): policy["examples"]
+        for kind in ("policies", "operator_policies")
+        for policy in parameters[kind]
     }
 
 
@@ -458,25 +593,38 @@ def main() -> None:
     module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
     p = module.params
     try:
-        api = api_from(p)
         present, absent = declared(p)
-        changes = differences(
-            present, absent, actual(api.get("definitions")), p["prune"], p["prune_vhosts"], p["protected"]
+        prune = Prune(p["prune"], p["prune_vhosts"], p["protected"], p["username"])
+        api = api_from(p)
+        definitions = read(
+            api, vhost_details=any(vhost != KIND["vhosts"].fields for vhost in present["vhosts"].values())
         )
+        found = actual(definitions)
+        changes = differences(present, absent, found, prune)
+        plan = Plan(present, after_writing(found, changes), changes, examples(p))
+        if wrong := problems(plan):
+            module.fail_json(msg=" ".join(wrong), problems=wrong)
+        for remark in remarks(plan, definitions["rabbitmq_version"]):
+            module.warn(remark)
+        inspect(api, changes, p["recreate"])
+        if p["recreate"] == "messages-kept":
+            changes += unfinished(present, found)
         result = {
             "changed": bool(changes),
-            "changes": [{"action": change.action, "object": change.label} for change in changes],
+            "differences": [change.result() for change in changes],
             "diff": diff_of(changes),
         }
-        if module.check_mode:
-            module.exit_json(**result)
-        apply(api, changes)
+        if conflicts := [change.sentence() for change in changes if change.obstacle and not module.check_mode]:
+            module.fail_json(**{**result, "msg": " ".join(conflicts), "changed": False})
+        if not module.check_mode:
+            apply(api, changes, found)
     except PartlyWrittenError as exc:
+        done, left = [change.label for change in exc.done], [change.label for change in exc.left]
         module.fail_json(
-            msg=str(exc),
-            changed=bool(exc.done),
-            done=[change.label for change in exc.done],
-            left=[change.label for change in exc.left],
+            msg=f"{exc} Written before: {', '.join(done) or 'nothing'}. Not written: {', '.join(left)}.",
+            **{**result, "changed": bool(done)},
+            done=done,
+            left=left,
         )
     except (ApiError, TopologyError) as exc:
         module.fail_json(msg=str(exc))
