@@ -23,8 +23,6 @@ from ansible.module_utils.testing import patch_module_args
 ROOT = Path(__file__).resolve().parents[2]
 STATE = ROOT / ".cache" / "hosts"
 HOSTS = yaml.safe_load(Path(os.environ["MODULES_INVENTORY"]).read_text())["all"]["children"]["redis"]["hosts"]
-# One of them, or all.
-NAMES = [os.environ["MODULES_HOST"]] if "MODULES_HOST" in os.environ else list(HOSTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +65,7 @@ def all_hosts() -> dict[str, Host]:
     return {name: Host(name, variables["ansible_host"]) for name, variables in HOSTS.items()}
 
 
-@pytest.fixture(scope="session", params=NAMES)
+@pytest.fixture(scope="session", params=HOSTS)
 def host(request: pytest.FixtureRequest, all_hosts: dict[str, Host]) -> Host:
     """Each host in turn."""
     return all_hosts[request.param]
