@@ -80,6 +80,7 @@ def run_on(row: tuple[str, str, tuple[str, ...]]) -> int:
                 *(*tox, "-e", name),
                 log=log,
                 CELERY_HYBRID_TEST_BROKER=f"redis://celery:{secret('redis')}@{address}:6379/0",
+                CELERY_HYBRID_TEST_BROKER_ADMIN=f"redis://admin:{secret('redis_admin')}@{address}:6379/0",
                 CELERY_HYBRID_TEST_RESULTS=f"amqp://client:{secret('rabbitmq_client')}@{address}:5672/celery",
                 CELERY_HYBRID_TEST_WORKER=f"amqp://worker:{secret('rabbitmq_worker')}@{address}:5672/celery",
                 CELERY_HYBRID_TEST_SHELL=f"{sys.executable} {__file__} --on {address}",

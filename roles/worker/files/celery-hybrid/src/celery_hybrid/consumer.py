@@ -29,7 +29,6 @@ from celery.worker import state
 from celery.worker.consumer import consumer as base
 from kombu.exceptions import ContentDisallowed
 from kombu.transport import virtual
-from kombu.utils.json import dumps
 
 from celery_hybrid.dead_letters import (
     ETA,
@@ -40,6 +39,7 @@ from celery_hybrid.dead_letters import (
     UNROUTABLE,
     DeadLetters,
     Letter,
+    send,
 )
 from celery_hybrid.request import Request
 
@@ -264,7 +264,7 @@ class Consumer(base.Consumer):  # type: ignore[misc]
         """
         channel = self.task_consumer.channel
         letter = Letter.of(message, MALFORMED, self.queue_of(message), self.hostname)
-        publish(channel, letter, letter.queue, headers, letter.properties)
+        send(channel, letter, letter.queue, headers, letter.properties)
 
     def queue_of(self, message: Any) -> str:
         """Return the queue that a message came from."""
@@ -392,42 +392,6 @@ class Consumer(base.Consumer):  # type: ignore[misc]
         channel.basic_qos(0, 10, False)
         queue = kombu.Queue(name, kombu.Exchange(""), routing_key=name)
         kombu.Consumer(channel, [queue], on_message=received, auto_declare=False).consume()
-
-
-def publish(
-    channel: Any, letter: Letter, queue: str, headers: dict[str, Any], properties: Any, also: Any = None
-) -> None:
-    """Put the message of a letter into a queue of Redis, as kombu would, and return when Redis has it.
-
-    Args:
-        channel: of kombu's Redis transport.
-        letter: whose body goes there as it is.
-        queue: which.
-        headers: of the message.
-        properties: of the message.
-        also: called with the transaction's pipe, for commands that belong to it.
-    """
-    kept = {
-        name: value
-        for name, value in properties.items()
-        if name not in ("delivery_tag", "delivery_info", "body_encoding", "expiration")
-    }
-    message = channel.prepare_message(
-        letter.body,
-        content_type=letter.content_type,
-        content_encoding=letter.content_encoding,
-        headers=headers,
-        properties=kept,
-    )
-    channel._inplace_augment_message(message, "", queue)
-    if isinstance(message["body"], bytes):
-        message["body"] = message["body"].decode()
-    key = channel._q_for_pri(queue, channel._get_message_priority(message, reverse=False))
-    with channel.conn_or_acquire() as client, client.pipeline() as pipe:
-        pipe.lpush(key, dumps(message))
-        if also is not None:
-            also(pipe)
-        pipe.execute()
 
 
 def fault_of(message: Any) -> str | None:

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from kombu.utils.json import dumps
+
 from celery_hybrid.errors import HybridError, OptionError
 from celery_hybrid.names import TASK_KEY_PREFIX
 from celery_hybrid.records import DEAD_LETTER, Record
@@ -51,6 +53,9 @@ REASONS = {
 LOST_HEADER, REPLAYS_HEADER = "x-lost", "x-replays"
 
 _LONGEST_TEXT = 20_000
+#: Seconds that a replay is remembered: longer than the letters are kept by default.
+_REMEMBERED = 60 * 24 * 3600
+_OF_THE_DELIVERY = frozenset({"delivery_tag", "delivery_info", "body_encoding", "expiration"})
 _CONTENT_TYPE = "application/json"
 
 
@@ -315,6 +320,59 @@ class DeadLetters:
         self.counts[letter.reason] += 1
         logger.error("The %s is a dead letter now: %s. %s", _of(letter)[0], REASONS[letter.reason], letter.exception)
         return True
+
+
+class ReplayedError(HybridError):
+    """A letter was replayed before."""
+
+
+def send(
+    channel: Any,
+    letter: Letter,
+    queue: str,
+    headers: Mapping[str, Any],
+    properties: Mapping[str, Any],
+    marker: str | None = None,
+    again: bool = False,
+) -> None:
+    """Put the message of a letter into a queue of Redis, as kombu would, and return when Redis has it.
+
+    Args:
+        channel: of kombu's Redis transport.
+        letter: whose body goes there as it is.
+        queue: which.
+        headers: of the message.
+        properties: of the message.
+        marker: key in Redis that remembers, in the same transaction, that this was done.
+        again: do it although it was done.
+
+    Raises:
+        ReplayedError: it was done before.
+    """
+    kept = {name: value for name, value in properties.items() if name not in _OF_THE_DELIVERY}
+    message = channel.prepare_message(
+        letter.body,
+        content_type=letter.content_type,
+        content_encoding=letter.content_encoding,
+        headers=dict(headers),
+        properties=kept,
+    )
+    channel._inplace_augment_message(message, "", queue)
+    key = channel._q_for_pri(queue, channel._get_message_priority(message, reverse=False))
+
+    def push(pipe: Any) -> None:
+        # Commands that kombu prefixes with its global_keyprefix; GET is none of them.
+        done = pipe.hget(marker, "at") if marker else None
+        if done and not again:
+            raise ReplayedError(done.decode() if isinstance(done, bytes) else str(done))
+        pipe.multi()
+        pipe.lpush(key, dumps(message))
+        if marker:
+            pipe.hset(marker, "at", _iso(time.time()))
+            pipe.pexpire(marker, _REMEMBERED * 1000)
+
+    with channel.conn_or_acquire() as client:
+        client.transaction(push, *([marker] if marker else []))
 
 
 def described(exc: BaseException) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import base64
+import contextlib
 import json
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import time
@@ -48,6 +47,7 @@ class Box:
     """The queue of dead letters."""
 
     def __init__(self, url):
+        self.url = url
         parts = urlsplit(url)
         self.connection = amqp.Connection(
             host=f"{parts.hostname}:{parts.port}",
@@ -63,6 +63,10 @@ class Box:
         message = wait_until(lambda: self.channel.basic_get(QUEUE, no_ack=True), seconds)
         return Letter.from_body(message.body)
 
+    def take_all(self):
+        while self.channel.basic_get(QUEUE, no_ack=True):
+            pass
+
     def count(self):
         return self.channel.queue_declare(QUEUE, passive=True).message_count
 
@@ -72,7 +76,8 @@ def box(letters_url, shell):
     shell.ctl(f"purge_queue -p {shell.vhost} {QUEUE}")
     box = Box(letters_url)
     yield box
-    box.connection.close()
+    with contextlib.suppress(OSError):
+        box.connection.close()
 
 
 @pytest.fixture(scope="module")
@@ -244,3 +249,134 @@ class TestReasons:
         letter = box.take()
         assert (letter.reason, letter.routing_key, letter.task_id) == ("unroutable", "nobody", "lost-way")
         assert redis_of(app).llen(queue) == 0
+
+
+@pytest.fixture
+def tool(app, letters_url, tmp_path):
+    """Run ``celery dead-letters`` in a process of its own."""
+
+    def run(*arguments, code=0, before=""):
+        start = f"import sys; {before}\nfrom celery.bin.celery import main\nsys.argv[0] = 'celery'\nmain()"
+        done = subprocess.run(
+            [sys.executable, "-c", start, "-A", "dead_letter_tasks", "dead-letters", *arguments],
+            cwd=HERE,
+            env={**os.environ, "CELERY_DEAD_LETTERS_URL": letters_url},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    return run
+
+
+KILLED = "import os; from celery_hybrid.dead_letters_cli import Box; Box.remove = lambda *_: os.kill(os.getpid(), 9);"
+
+
+@pytest.mark.usefixtures("keeping_worker", "empty")
+class TestTools:
+    """What people do with dead letters."""
+
+    @pytest.fixture(autouse=True)
+    def none_left(self, box, empty):
+        yield
+        box.take_all()
+
+    @pytest.fixture
+    def failed(self, app, box, tmp_path):
+        """A task that failed, because a file was missing that is there now."""
+        go = tmp_path / "go"
+        sent = app.tasks["letters.fail"].delay("x", go=str(go))
+        wait_until(box.count)
+        assert app.AsyncResult(sent.id).state == "FAILURE"
+        go.touch()
+        return sent
+
+    def test_list_and_show(self, app, box, failed, tool):
+        send(app, GOOD, task="letters.nobody")
+        wait_until(lambda: box.count() == 2)
+        text = tool("list")
+        assert "1 failed, 1 unknown" in text
+        assert "ValueError: no good" in text
+        assert "1 unknown" in tool("list", "--task", "letters.nob*", "--newer", "1h")
+        assert "No dead letters." in tool("list", "--older", "1h")
+        (line,) = tool("list", "--reason", "failed", "--json").splitlines()
+        assert json.loads(line)["task_id"] == failed.id
+        text = tool("show", failed.id)
+        assert "Traceback" in text
+        assert "body: [[" in text
+        assert box.count() == 2
+        assert "There is no dead letter nobody." in tool("show", "nobody", code=1)
+
+    def test_replay(self, app, box, failed, tool):
+        text = tool("replay", failed.id)
+        assert "would send letters.fail" in text
+        assert box.count() == 1
+        assert f"sent letters.fail[{failed.id}]" in tool("replay", failed.id, "--execute")
+        wait_until(lambda: app.backend.store.archive.result(failed.id).status == "SUCCESS")
+        assert app.AsyncResult(failed.id).result == "well"
+        assert box.count() == 0
+
+    def test_replay_with_a_new_id(self, app, box, failed, tool):
+        text = tool("replay", failed.id, "--execute", "--new-id", "--queue", app.conf.task_default_queue)
+        new = text.partition("sent letters.fail[")[2].partition("]")[0]
+        assert new != failed.id
+        assert app.AsyncResult(new).get(timeout=20) == "well"
+        assert app.AsyncResult(failed.id).state == "FAILURE"
+
+    def test_replayed_and_failed_again(self, app, box, tool):
+        sent = app.tasks["letters.fail"].delay()
+        wait_until(box.count)
+        tool("replay", sent.id, "--execute")
+        letter = box.take()
+        assert (letter.task_id, letter.replays, letter.headers["x-replays"]) == (sent.id, 1, 1)
+        assert letter.id == f"{sent.id}:0.0.1:failed"
+
+    def test_killed_behind_the_first_step(self, app, box, failed, tool):
+        tool("replay", failed.id, "--execute", before=KILLED, code=-9)
+        wait_until(lambda: app.backend.store.archive.result(failed.id).status == "SUCCESS")
+        wait_until(box.count)
+        # It ran, and its letter is still there: noticed, and refused.
+        assert "was replayed at" in tool("replay", "--execute", code=1)
+        assert box.count() == 1
+        assert "sent letters.fail" in tool("replay", "--execute", "--again")
+        assert box.count() == 0
+
+    def test_discard_and_put_back(self, app, box, failed, tool, tmp_path):
+        path = tmp_path / "letters"
+        assert "would move" in tool("discard", "--to", str(path))
+        assert not path.exists()
+        tool("discard", "--to", str(path), "--execute", before=KILLED, code=-9)
+        wait_until(box.count)
+        with path.open("a") as file:
+            file.write('{"id": "begun')
+        assert "1 letters are in" in tool("discard", "--to", str(path), "--execute")
+        assert box.count() == 0
+        assert len(path.read_text().splitlines()) == 1
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert "1 letters are back, 0 were there" in tool("put-back", str(path))
+        assert "0 letters are back, 1 were there" in tool("put-back", str(path))
+        tool("replay", "--execute")
+        wait_until(lambda: app.backend.store.archive.result(failed.id).status == "SUCCESS")
+        tool("put-back", str(path))
+        # From the file once more: it was replayed.
+        assert "was replayed at" in tool("replay", "--execute", code=1)
+
+
+def test_rabbitmq_is_away(app, box, keeping_worker, shell, tmp_path):
+    """Letters wait on the worker's disk, and come when it is back; the task has left Redis meanwhile."""
+    assert box.count() == 0
+    shell("systemctl stop rabbitmq-server")
+    try:
+        sent = [app.tasks["letters.fail"].delay() for _ in range(3)]
+        wait_until(lambda: settled(app) and redis_of(app).llen(app.conf.task_default_queue) == 0)
+        wait_until(lambda: "Dead letters go to the outbox" in keeping_worker.log.read_text())
+    finally:
+        shell("systemctl start rabbitmq-server")
+        shell.ctl("await_startup")
+    again = Box(box.url)
+    letters = [again.take(40) for _ in sent]
+    assert {letter.task_id for letter in letters} == {each.id for each in sent}
+    assert {letter.reason for letter in letters} == {"failed"}
+    again.connection.close()

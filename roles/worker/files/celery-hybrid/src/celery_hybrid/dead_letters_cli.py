@@ -1,0 +1,423 @@
+"""``celery dead-letters``: list, show, replay and discard what workers have put away.
+
+Nothing is removed from RabbitMQ before its copy is safe elsewhere: in Redis, or on the disk. A command that is
+interrupted can be given again: a letter that Redis or the file has already is recognised.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import re
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import amqp
+import click
+from celery.bin.base import handle_preload_options
+
+from celery_hybrid import urls
+from celery_hybrid.confirms import ConfirmedChannel
+from celery_hybrid.connection import Servers, discard, farewell, translated
+from celery_hybrid.dead_letters import (
+    LOST_HEADER,
+    REASONS,
+    REPLAYS_HEADER,
+    UNROUTABLE,
+    Letter,
+    ReplayedError,
+    send,
+)
+from celery_hybrid.errors import HybridError, OptionError, ResultStoreError
+from celery_hybrid.names import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE
+from celery_hybrid.options import SETTING, Options
+
+_SPAN = re.compile(r"(\d+)([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_PROPERTIES = ("content_type", "content_encoding", "message_id", "correlation_id", "type", "timestamp", "delivery_mode")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A message in the queue of dead letters.
+
+    Attributes:
+        message: as RabbitMQ has it.
+        letter: of a task; None for a result that was refused, or whatever else is there.
+        id: names it.
+        reason: why it is there.
+    """
+
+    message: amqp.Message
+    letter: Letter | None
+    id: str
+    reason: str
+
+    @classmethod
+    def of(cls, message: amqp.Message) -> Entry:
+        """Return the entry of a message; whatever it is."""
+        try:
+            letter = Letter.from_body(message.body)
+        except (ValueError, TypeError, AttributeError):
+            headers = message.properties.get("application_headers") or {}
+            name = message.properties.get("message_id") or message.properties.get("correlation_id") or "(no id)"
+            key = (message.delivery_info or {}).get("routing_key") or "unknown"
+            if headers.get("x-death"):
+                key = f"rabbitmq.{headers['x-death'][0].get('reason', 'unknown')}"
+            return cls(message, None, str(name), str(key))
+        return cls(message, letter, letter.id, letter.reason)
+
+    @property
+    def at(self) -> datetime:
+        """When it was put away."""
+        with contextlib.suppress(ValueError):
+            if self.letter is not None:
+                return datetime.fromisoformat(self.letter.failed)
+        stamp = self.message.properties.get("timestamp")
+        return datetime.fromtimestamp(stamp, UTC) if isinstance(stamp, int) else datetime.fromtimestamp(0, UTC)
+
+    def line(self) -> str:
+        """Return it in one line."""
+        letter = self.letter
+        when = f"{self.at:%Y-%m-%d %H:%M:%S}"
+        if letter is None:
+            return f"{when}  {self.reason:12} {self.id}"
+        replays = f"  replayed {letter.replays}x" if letter.replays else ""
+        exception = letter.exception.splitlines()[0][:100] if letter.exception else REASONS.get(letter.reason, "")
+        return f"{when}  {letter.reason:12} {letter.task or '-'}  {letter.queue}  {letter.id}{replays}\n    {exception}"
+
+    def dump(self) -> dict[str, Any]:
+        """Return all of it for a file, to the byte."""
+        body = self.message.body
+        raw = body.encode() if isinstance(body, str) else bytes(body or b"")
+        properties = {name: self.message.properties[name] for name in _PROPERTIES if name in self.message.properties}
+        headers = self.message.properties.get("application_headers") or {}
+        return {
+            "id": self.id,
+            "reason": self.reason,
+            "routing_key": (self.message.delivery_info or {}).get("routing_key") or f"task.{self.reason}",
+            "properties": properties,
+            "headers": json.loads(json.dumps(headers, default=str)),
+            "body": base64.b64encode(raw).decode(),
+        }
+
+
+class Box:
+    """The queue of dead letters, open for one command. What is not removed is there again when it ends.
+
+    Args:
+        url: of a user who may read the queue ``celery.dead_letters`` and write to the exchange ``celery.dlx``.
+        options: of the result store: timeouts and TLS.
+    """
+
+    def __init__(self, url: str, options: Options) -> None:
+        servers, query = urls.parse(url)
+        # Nobody answers heartbeats between two letters; the kernel notices a dead connection.
+        self._options = replace(options.merged(query), heartbeat=0)
+        self._connection = Servers(servers, self._options).connect("dead letters")
+        with translated("the dead letters"):
+            self._channel = self._connection.channel()
+            self._out = ConfirmedChannel(self._connection)
+
+    def __enter__(self) -> Box:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        farewell(self._connection)
+        discard(self._connection)
+
+    def entries(self) -> Iterator[Entry]:
+        """Return all that are there now, the oldest first."""
+        with translated("reading the dead letters"):
+            count = self._channel.queue_declare(DEAD_LETTER_QUEUE, passive=True).message_count
+            for _ in range(count):
+                message = self._channel.basic_get(DEAD_LETTER_QUEUE)
+                if message is None:
+                    return
+                yield Entry.of(message)
+
+    def remove(self, entry: Entry) -> None:
+        """Remove one of them."""
+        with translated("removing a dead letter"):
+            self._channel.basic_ack(entry.message.delivery_tag)
+
+    def put(self, dumped: dict[str, Any]) -> None:
+        """Put one back, and return when RabbitMQ has confirmed it."""
+        message = amqp.Message(
+            base64.b64decode(dumped["body"]), application_headers=dumped["headers"], **dumped["properties"]
+        )
+        with translated("putting a dead letter back"):
+            number = self._out.publish(message, DEAD_LETTER_EXCHANGE, dumped["routing_key"])
+            if not self._out.wait(number, self._options.confirm_timeout):
+                raise ResultStoreError(f"No queue is bound to the exchange {DEAD_LETTER_EXCHANGE}.")
+
+
+def _span(_: Any, __: Any, value: str | None) -> timedelta | None:
+    if value is None:
+        return None
+    match = _SPAN.fullmatch(value)
+    if match is None:
+        raise click.BadParameter("write it as 30m, 12h or 7d")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+def _filtered(command: Callable[..., Any]) -> Callable[..., Any]:
+    options = (
+        click.argument("ids", nargs=-1, metavar="[ID]..."),
+        click.option("--reason", multiple=True, help=f"One of {', '.join(REASONS)}, or another; can be repeated."),
+        click.option("--task", help="Name of the task; ends with * for a beginning."),
+        click.option("--from-queue", help="The queue that it came from."),
+        click.option("--worker", help="Name of the worker."),
+        click.option("--older", callback=_span, help="Put away longer ago than 30m, 12h or 7d."),
+        click.option("--newer", callback=_span, help="Put away within the last 30m, 12h or 7d."),
+        click.option("--limit", type=click.IntRange(1), help="Only so many, the oldest first."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def chosen(entries: Iterable[Entry], wanted: dict[str, Any]) -> Iterator[Entry]:
+    """Return those of the entries that the options of a command mean."""
+    now = datetime.now(UTC)
+    left = wanted["limit"]
+    for entry in entries:
+        letter = entry.letter
+        task, queue, worker = (letter.task, letter.queue, letter.worker) if letter else ("", "", "")
+        name = wanted["task"]
+        if (
+            (wanted["ids"] and not {entry.id, letter.task_id if letter else ""}.intersection(wanted["ids"]))
+            or (wanted["reason"] and entry.reason not in wanted["reason"])
+            or (name and not (task.startswith(name[:-1]) if name.endswith("*") else task == name))
+            or (wanted["from_queue"] and queue != wanted["from_queue"])
+            or (wanted["worker"] and worker != wanted["worker"])
+            or (wanted["older"] and entry.at > now - wanted["older"])
+            or (wanted["newer"] and entry.at < now - wanted["newer"])
+        ):
+            continue
+        yield entry
+        if left is not None:
+            left -= 1
+            if not left:
+                return
+
+
+@contextlib.contextmanager
+def _box(context: click.Context) -> Iterator[Box]:
+    app = context.obj.app
+    url = context.find_root().meta.get(__name__) or app.conf.result_backend
+    try:
+        if not url:
+            raise OptionError("There is no result_backend. Give --url, or set CELERY_DEAD_LETTERS_URL.")
+        with Box(url, Options.from_mapping(app.conf.get(SETTING))) as box:
+            yield box
+    except HybridError as exc:
+        raise click.ClickException(
+            f"{exc}\nReading dead letters needs a user who may read {DEAD_LETTER_QUEUE} and write to "
+            f"{DEAD_LETTER_EXCHANGE}: --url or CELERY_DEAD_LETTERS_URL."
+            if "ACCESS_REFUSED" in str(exc)
+            else str(exc)
+        ) from exc
+
+
+@click.group(name="dead-letters")
+@click.option(
+    "--url",
+    envvar="CELERY_DEAD_LETTERS_URL",
+    help="RabbitMQ as amqp://USER:PASSWORD@HOST/VHOST, better in CELERY_DEAD_LETTERS_URL. Default: result_backend.",
+)
+@click.pass_context
+@handle_preload_options  # type: ignore[untyped-decorator]
+def dead_letters(context: click.Context, url: str | None) -> None:
+    """List, show, replay and discard tasks that workers have put away."""
+    context.find_root().meta[__name__] = url
+
+
+@dead_letters.command("list")
+@_filtered
+@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON, one letter a line.")
+@click.pass_context
+def listed(context: click.Context, /, as_json: bool, **wanted: Any) -> None:
+    """List letters, and count them by their reason."""
+    counts: Counter[str] = Counter()
+    with _box(context) as box:
+        for entry in chosen(box.entries(), wanted):
+            counts[entry.reason] += 1
+            click.echo(json.dumps(_as_json(entry)) if as_json else entry.line())
+    if not as_json:
+        click.echo(", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "No dead letters.")
+
+
+@dead_letters.command()
+@click.argument("letter_id", metavar="ID")
+@click.pass_context
+def show(context: click.Context, letter_id: str) -> None:
+    """Show all of a letter, by its own or its task's id."""
+    found = False
+    with _box(context) as box:
+        for entry in box.entries():
+            if letter_id not in (entry.id, entry.letter.task_id if entry.letter else None):
+                continue
+            found = True
+            for name, value in _as_json(entry).items():
+                if value not in ("", None):
+                    click.echo(f"{name}: {value if isinstance(value, str) else json.dumps(value)}")
+    if not found:
+        raise click.ClickException(f"There is no dead letter {letter_id}.")
+
+
+@dead_letters.command()
+@_filtered
+@click.option("--execute", is_flag=True, help="Do it; without this it is only said.")
+@click.option("--queue", help="Send to this queue, not the original one.")
+@click.option("--new-id", is_flag=True, help="Give the tasks new ids. Otherwise their results replace the failures.")
+@click.option("--rate", type=click.FloatRange(0, min_open=True), default=10.0, help="Letters a second.")
+@click.option("--again", is_flag=True, help="Also those that have been replayed before.")
+@click.pass_context
+def replay(
+    context: click.Context, /, execute: bool, queue: str | None, new_id: bool, rate: float, again: bool, **wanted: Any
+) -> None:
+    """Send tasks again, as they were; remove their letters when Redis has them."""
+    counts: Counter[str] = Counter()
+    with _box(context) as box, context.obj.app.connection_for_write() as connection:
+        channel = connection.default_channel
+        for entry in chosen(box.entries(), wanted):
+            letter = entry.letter
+            if letter is None or not (letter.headers or letter.properties):
+                counts["no task's"] += 1
+                click.echo(f"{entry.id} is no message of a task; it can only be discarded.")
+                continue
+            target = queue or (letter.routing_key if letter.reason == UNROUTABLE else letter.queue)
+            if not execute:
+                counts["would be replayed"] += 1
+                click.echo(f"would send {letter.task}[{letter.task_id}] to {target}: {entry.id}")
+                continue
+            headers, properties = _anew(letter, new_id)
+            try:
+                send(channel, letter, target, headers, properties, _marker(letter), again)
+            except ReplayedError as exc:
+                counts["refused"] += 1
+                click.echo(
+                    f"{entry.id} was replayed at {exc} before, and stays here. Send it once more with --again, or "
+                    "discard it.",
+                    err=True,
+                )
+                continue
+            box.remove(entry)
+            counts["replayed"] += 1
+            click.echo(f"sent {letter.task}[{headers.get('id')}] to {target}: {entry.id}")
+            time.sleep(1 / rate)
+    click.echo(", ".join(f"{count} {what}" for what, count in counts.items()) or "No dead letters.")
+    if not execute and counts:
+        click.echo("Nothing was sent; --execute does it.")
+    if counts["refused"]:
+        raise click.exceptions.Exit(1)
+
+
+@dead_letters.command("discard")
+@_filtered
+@click.option("--to", "path", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The file.")
+@click.option("--execute", is_flag=True, help="Do it; without this it is only said.")
+@click.pass_context
+def discarded(context: click.Context, /, path: Path, execute: bool, **wanted: Any) -> None:
+    """Move letters into a file, one a line; put-back brings them back."""
+    count = 0
+    known = {each["id"] for each in _read(path)} if path.exists() else set()
+    if execute and path.exists():
+        _mend(path)
+    with _box(context) as box, contextlib.ExitStack() as stack:
+        file = None
+        for entry in chosen(box.entries(), wanted):
+            count += 1
+            if not execute:
+                click.echo(f"would move {entry.id}")
+                continue
+            if entry.id not in known:
+                if file is None:
+                    file = stack.enter_context(
+                        os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a")
+                    )
+                    _sync_folder(path)
+                file.write(json.dumps(entry.dump()) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+                known.add(entry.id)
+            box.remove(entry)
+    click.echo(f"{count} letters {'are' if execute else 'would be'} in {path}.")
+    if not execute and count:
+        click.echo("Nothing was moved; --execute does it.")
+
+
+@dead_letters.command("put-back")
+@click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.pass_context
+def put_back(context: click.Context, path: Path) -> None:
+    """Bring the letters of a file back, except those that are there already."""
+    letters = _read(path)
+    with _box(context) as box:
+        there = {entry.id for entry in box.entries()}
+        missing = [each for each in letters if each["id"] not in there]
+        for each in missing:
+            box.put(each)
+    click.echo(f"{len(missing)} letters are back, {len(letters) - len(missing)} were there. {path} is as it was.")
+
+
+def _as_json(entry: Entry) -> dict[str, Any]:
+    if entry.letter is None:
+        return {**entry.dump(), "at": entry.at.isoformat()}
+    values: dict[str, Any] = json.loads(entry.letter.to_record().body)
+    return values
+
+
+def _anew(letter: Letter, new_id: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return headers and properties of a letter's message, as of one that was never tried."""
+    headers = {k: v for k, v in letter.headers.items() if k not in ("eta", "expires", "redelivered", LOST_HEADER)}
+    properties = dict(letter.properties)
+    if "retries" in headers:
+        headers["retries"] = 0
+    headers[REPLAYS_HEADER] = letter.replays + 1
+    if new_id:
+        name = str(uuid.uuid4())
+        if headers.get("root_id") == headers.get("id"):
+            headers["root_id"] = name
+        headers["id"] = properties["correlation_id"] = name
+    return headers, properties
+
+
+def _marker(letter: Letter) -> str:
+    return f"celery.replayed.{letter.id}"
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    found = []
+    # Behind the last end of a line is what a command that was killed began to write. That letter is still in RabbitMQ.
+    for number, line in enumerate(path.read_text().split("\n")[:-1], 1):
+        try:
+            each = json.loads(line)
+            found.append({name: each[name] for name in ("id", "routing_key", "properties", "headers", "body")})
+        except (ValueError, KeyError, TypeError) as exc:
+            raise click.ClickException(f"{path}, line {number}, is no dead letter.") from exc
+    return found
+
+
+def _mend(path: Path) -> None:
+    """Cut off what a command that was killed began to write."""
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        os.truncate(path, data.rfind(b"\n") + 1)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path.resolve().parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
