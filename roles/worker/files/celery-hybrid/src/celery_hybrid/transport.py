@@ -1,0 +1,645 @@
+"""kombu's Redis transport with an atomic take.
+
+kombu takes a message with BRPOP and writes it to ``unacked`` in a second step. Between the two the message is nowhere,
+and it is lost when the worker is killed, its host loses power, or the connection is half open. Here one script does
+both (:mod:`celery_hybrid.transport_scripts`), so that **a message is in its queue or in unacked at every instant**.
+
+A script cannot wait. Redis tells when to look: with ``CLIENT TRACKING`` the server remembers which keys a connection
+has read and pushes one message over the same connection (RESP3) when one of them changes
+(https://redis.io/docs/latest/develop/reference/client-side-caching/). A take that finds nothing has read the lists of
+all its queues, in the same step, so no message can come unseen. It needs no setting of the server, works with
+producers that only LPUSH, and costs nothing while a queue is busy.
+
+Everything else is kombu's: keys, formats, priorities, fanout, remote control, so that producers and consumers with
+stock kombu work on the same queues at the same time. Method names with ``brpop`` are kombu's hooks.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from queue import Empty
+from time import monotonic
+from typing import Any
+
+import kombu.transport
+from kombu.transport import redis as stock
+from kombu.transport import virtual
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.eventio import READ, poll
+from kombu.utils.json import dumps, loads
+from kombu.utils.scheduling import priority_cycle, round_robin_cycle, sorted_cycle
+from redis.exceptions import NoScriptError, ResponseError
+
+from celery_hybrid.transport_scripts import MOVE, OVERDUE, TAKE
+
+logger = logging.getLogger(__name__)
+
+Undecodable = Callable[[bytes, str, str], bool]
+"""Takes over the text of an element that is no message, its queue and the reason; returns True when it is safe."""
+
+# NOLOOP: what a connection changes itself is no news to it.
+_TRACK = ("CLIENT", "TRACKING", "ON", "NOLOOP")
+_TAKE_SHA = hashlib.sha1(TAKE.encode(), usedforsecurity=False).hexdigest()
+_MOST_AT_ONCE = 32
+_OVERDUE_AT_ONCE = 100
+# A connection that is told of changes looks all the same, and so finds out that it is half open.
+_LOOK_SECONDS = 5.0
+_POLL_SECONDS = 0.1
+_CHECK_SECONDS = 60.0
+
+
+def install() -> None:
+    """Use this transport for the URLs ``redis://``, ``rediss://`` and ``sentinel://`` in this process.
+
+    Better than Celery's ``broker_transport``: kombu sets up TLS for ``rediss://`` by the scheme, and forgets
+    ``broker_transport`` when it switches to the next of several URLs.
+    """
+    for scheme, name in (("redis", "Transport"), ("rediss", "Transport"), ("sentinel", "SentinelTransport")):
+        kombu.transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:{name}"
+        kombu.transport._transport_cache.pop(scheme, None)
+
+
+def _readable(sock: Any) -> bool:
+    """Tell whether there is something to read, and leave it where the event loop sees it."""
+    poller = poll()
+    try:
+        poller.register(sock, READ)
+        return bool(poller.poll(0))
+    finally:
+        poller.close()
+
+
+class QoS(stock.QoS):
+    """Messages that were taken and not yet acknowledged."""
+
+    _swept = float("-inf")
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Remember a message; the take has written it to ``unacked`` already."""
+        try:
+            self.channel._taken.remove(delivery_tag)
+        except KeyError:
+            super().append(message, delivery_tag)
+        else:
+            virtual.QoS.append(self, message, delivery_tag)
+
+    def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:
+        """Put a message back to its queue, to be taken next, or last with *leftmost*."""
+        channel = self.channel
+        with channel.conn_or_acquire(client) as client:
+            entry = client.hget(self.unacked_key, tag)
+            channel._put_back(client, bytes_to_str(tag), entry, leftmost=leftmost)
+
+    def restore_visible(self, start: int = 0, num: int | None = None, interval: int = 1) -> None:  # noqa: ARG002
+        """Put back what was not acknowledged within the visibility timeout, every ``unacked_restore_interval``.
+
+        There is no mutex: with kombu's, nobody restores for five minutes when its holder dies. Each message is
+        moved in one step, so several workers that do this at once cannot restore one twice.
+        """
+        channel = self.channel
+        if monotonic() - self._swept < channel.unacked_restore_interval:
+            return
+        self._swept = monotonic()
+        with channel.conn_or_acquire() as client:
+            restored = 0
+            while num is None or restored < num:
+                latest, *found = channel._overdue(
+                    keys=channel._script_keys(self.unacked_key, self.unacked_index_key),
+                    args=[self.visibility_timeout, min(_OVERDUE_AT_ONCE, num or _OVERDUE_AT_ONCE)],
+                    client=client,
+                )
+                moved = 0
+                for tag, entry in zip(found[::2], found[1::2], strict=True):
+                    moved += channel._put_back(client, bytes_to_str(tag), entry, latest)
+                restored += moved
+                # When others moved them all, they do the rest as well.
+                if len(found) < 2 * _OVERDUE_AT_ONCE or not moved:
+                    break
+            if restored:
+                logger.warning(
+                    "Restored %d messages that were not acknowledged within %s s", restored, self.visibility_timeout
+                )
+
+
+class Poller(stock.MultiChannelPoller):
+    """Waits for the connections of all channels."""
+
+    hub: Any = None
+    _poll_timer: Any = None
+
+    def _register_BRPOP(self, channel: Any) -> None:  # noqa: N802 - kombu's name
+        channel._keep_looking()
+        super()._register_BRPOP(channel)
+
+    def _update_brpop_polling(self) -> None:
+        """Pause nothing: what arrives is always read at once, so a socket cannot spin the event loop."""
+
+    def maybe_check_brpop_health(self) -> None:
+        """Do nothing: channels look after their connections themselves."""
+
+    def on_readable(self, fileno: int) -> None:
+        """Read what has arrived."""
+        channel, kind = self._fd_to_chan.get(fileno, (None, None))
+        if kind == "BRPOP":
+            channel.handlers[kind]()
+        elif channel is not None:
+            super().on_readable(fileno)
+
+    def get(self, callback: Any, timeout: float | None = None) -> Any:
+        """Wait for one event, without an event loop; wake up for what channels have to do meanwhile."""
+        longest = min((channel._pause for channel in self._channels), default=_LOOK_SECONDS)
+        return super().get(callback, longest if timeout is None else min(timeout, longest))
+
+    def maybe_restore_messages(self) -> None:
+        """Let one channel do what is due from time to time."""
+        for channel in self._channels:
+            if channel.active_queues:
+                try:
+                    channel.qos.restore_visible(num=channel.unacked_restore_limit)
+                    channel._check()
+                except channel.connection_errors:
+                    # The connection that waits for messages sees it too, and reports it.
+                    logger.debug("Could not restore messages, will try again", exc_info=True)
+                return
+
+    def poll_fast(self) -> None:
+        """Let the event loop turn often, for a server that does not tell of changes."""
+        if self.hub is not None and self._poll_timer is None:
+            self._poll_timer = self.hub.call_repeatedly(_POLL_SECONDS, lambda: None)
+
+
+class Channel(stock.Channel):
+    """kombu's channel, with an atomic take."""
+
+    QoS = QoS
+    from_transport_options = (*stock.Channel.from_transport_options, "unacked_restore_interval", "undecodable_key")
+
+    unacked_restore_interval = 5
+    deadletter_queue = "celery.undeliverable"
+    #: List of what was no message: name of the queue in JSON, reason, and the element as it was, in three lines.
+    undecodable_key = "celery.undecodable"
+
+    # What was asked on the waiting connection and not answered: None, "take" or "look".
+    _asked: str | None = None
+    _asked_at = 0.0
+    _asked_queues: list[str]
+    _idle_since = 0.0
+    _woken = False
+    _batch = 1
+    # The socket that is set up, and whether the server tells it of changes.
+    _ready_sock: Any = None
+    _told = False
+    _by_hash = False
+    _pause = _LOOK_SECONDS
+    _checked = float("-inf")
+    _warned = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._taken: set[str] = set()
+        self._unacknowledged: set[str] = set()
+        self._asked_queues = []
+        super().__init__(*args, **kwargs)
+        if not self.ack_emulation:
+            self.QoS = virtual.QoS
+
+    # -- asking ---------------------------------------------------------------------------------------------------
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        params: dict[str, Any] = super()._connparams(asynchronous=asynchronous)
+        if asynchronous:
+            # The server can speak first only in this version of the protocol; the default of redis-py 8.
+            params.setdefault("protocol", 3)
+        return params
+
+    def _script_keys(self, first: str, *others: str) -> list[str]:
+        """Return keys of a script; kombu's prefixing client prefixes the first one only."""
+        return [first, *(self.global_keyprefix + key for key in others)]
+
+    @functools.cached_property
+    def _overdue(self) -> Any:
+        return self._create_client().register_script(OVERDUE)
+
+    @functools.cached_property
+    def _move(self) -> Any:
+        return self._create_client().register_script(MOVE)
+
+    @functools.cached_property
+    def _take(self) -> Any:
+        return self._create_client().register_script(TAKE)
+
+    def _lists(self, queues: Iterable[str]) -> list[str]:
+        queues = list(queues)
+        return [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
+
+    def _take_arguments(self, queues: list[str], most: int) -> tuple[list[str], list[Any]]:
+        keys = self._script_keys(self.unacked_key, self.unacked_index_key, self.undecodable_key, *self._lists(queues))
+        acknowledged = "".join("01"[self.ack_emulation and queue not in self._unacknowledged] for queue in queues)
+        rotate = int(type(self._queue_cycle) is round_robin_cycle)
+        return keys, [most, rotate, acknowledged, *map(dumps, queues)]
+
+    def _most(self) -> int:
+        """Return how many messages to take: what the prefetch count allows, and slowly more while there is a backlog.
+
+        So a few messages spread over the workers that wait, as they do with BRPOP, and many are taken in few calls.
+        """
+        qos = self.qos
+        # worker_disable_prefetch replaces this method, and then counts differently.
+        if "can_consume" in vars(qos):
+            return 1
+        if type(self._queue_cycle) not in (round_robin_cycle, priority_cycle, sorted_cycle):
+            return 1
+        return max(1, min(self._batch, _MOST_AT_ONCE, qos.can_consume_max_estimate() or 1))
+
+    def _brpop_start(self, timeout: float | None = None) -> None:  # noqa: ARG002 - kombu's signature
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        connection = self.client.connection
+        if connection._sock is None or self._ready_sock is not connection._sock:
+            self._set_up(connection)
+        self._asked_queues = list(queues)
+        self._asked_most = self._most()
+        self._send_take(connection)
+
+    def _send_take(self, connection: Any) -> None:
+        keys, args = self._take_arguments(self._asked_queues, self._asked_most)
+        keys[0] = self.global_keyprefix + keys[0]
+        command = ("EVALSHA", _TAKE_SHA) if self._by_hash else ("EVAL", TAKE)
+        self._ask(connection, "take", *command, len(keys), *keys, *args)
+        self._by_hash = True
+
+    def _ask(self, connection: Any, what: str, *command: Any) -> None:
+        connection.send_command(*command)
+        self._in_poll = connection
+        self._asked, self._asked_at = what, monotonic()
+
+    def _set_up(self, connection: Any) -> None:
+        """Prepare a new connection for waiting."""
+        self._by_hash = self._told = False
+        reason = "the connection does not use RESP3"
+        if str(getattr(connection, "protocol", 2)) == "3":
+            connection._parser.invalidation_push_handler_func = self._on_change
+            try:
+                connection.send_command(*_TRACK)
+                connection.read_response()
+                self._told = True
+            except ResponseError as error:
+                reason = f"{error}; Redis 6 or newer and the right to 'client|tracking' are needed"
+        self._ready_sock = connection._sock
+        self._pause = _LOOK_SECONDS if self._told else _POLL_SECONDS
+        if not self._told:
+            if not self._warned:
+                self._warned = True
+                logger.warning("Redis cannot tell when messages arrive, so it is asked every 0.1 s: %s", reason)
+            self.connection.cycle.poll_fast()
+
+    def _on_change(self, _push: Any) -> None:
+        self._woken = True
+
+    def _keep_looking(self) -> None:
+        """Look again when nothing was heard for a while, and give up a connection that does not answer."""
+        connection = self._in_poll
+        if not connection or connection._sock is None:
+            return
+        now = monotonic()
+        if self._asked:
+            patience = self.health_check_interval
+            if patience and now - self._asked_at > patience and not _readable(connection._sock):
+                logger.warning("Redis has not answered for %.0f s; dropping the connection", now - self._asked_at)
+                connection.disconnect()
+        elif now - self._idle_since >= self._pause:
+            if self._told:
+                lists = [self.global_keyprefix + key for key in self._lists(self._asked_queues)]
+                self._ask(connection, "look", "EXISTS", *lists)
+            else:
+                self._in_poll = None
+
+    def _on_connection_disconnect(self, connection: Any) -> None:
+        if self._in_poll is connection or self._ready_sock is None:
+            self._asked = None
+        super()._on_connection_disconnect(connection)
+
+    def _update_queue_cycle(self) -> None:
+        super()._update_queue_cycle()
+        if self._in_poll and not self._asked:
+            # It waits for other queues than these.
+            self._in_poll = None
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    def _brpop_read(self, **_options: Any) -> bool:
+        """Read what Redis has said, and deliver the messages in it.
+
+        Raises:
+            Empty: there were none.
+        """
+        connection = self.client.connection
+        asked, self._asked = self._asked, None
+        waiting, self._in_poll = self._in_poll, None
+        self._woken = False
+        reply: Any = None
+        trouble = None
+        try:
+            if asked is None:
+                connection.read_response(push_request=True)
+            else:
+                reply = connection.read_response()
+        except NoScriptError:
+            self._by_hash = False
+            self._send_take(connection)
+            raise Empty from None
+        except self.connection_errors as error:
+            connection.disconnect()
+            if not waiting:
+                # An idle server closed it; nothing was expected from it.
+                raise Empty from error
+            raise
+        self._flush_reauth()
+        try:
+            # What stays in the parser's buffer is not seen by the event loop.
+            while connection._sock is not None and connection.can_read(timeout=0):
+                connection.read_response(push_request=True)
+        except self.connection_errors as error:
+            connection.disconnect()
+            trouble = error
+        if asked == "take" and reply:
+            self._batch = min(self._batch * 2, _MOST_AT_ONCE) if len(reply) == 3 * self._asked_most else 1
+            self._deliver_taken(reply)
+        if trouble:
+            raise trouble
+        if reply and asked == "take":
+            return True
+        if asked and not reply and not self._woken:
+            self._in_poll, self._idle_since = connection, monotonic()
+        raise Empty
+
+    def _flush_reauth(self) -> None:
+        # Since kombu 5.7.
+        flush = getattr(self, "_flush_brpop_reauth", None)
+        if flush is not None:
+            flush()
+
+    def _poll_error(self, type: str, **options: Any) -> None:  # noqa: A002 - kombu's name
+        if type == "BRPOP":
+            self._brpop_read()
+        else:
+            super()._poll_error(type, **options)
+
+    def _deliver_taken(self, reply: list[Any]) -> None:
+        batch = deque(zip(reply[::3], reply[1::3], reply[2::3], strict=True))
+        queues = self._asked_queues
+        try:
+            while batch:
+                number, tag, text = batch.popleft()
+                queue = queues[number - 1]
+                self._queue_cycle.rotate(queue)
+                message = self._message(queue, bytes_to_str(tag), text)
+                if message is None:
+                    continue
+                callback = self.connection._callbacks.get(queue)
+                if callback is None:
+                    logger.warning("Queue %s has no consumer any more; its message goes back", queue)
+                    self._give_back(message.delivery_tag, leftmost=True)
+                else:
+                    callback(message)
+        finally:
+            # The callback raised.
+            for _, tag, _ in batch:
+                self._give_back(bytes_to_str(tag))
+
+    def _message(self, queue: str, tag: str, text: bytes) -> Any:
+        """Return the message, or None when the element was none and is set aside."""
+        reason = "is no message of Celery: no delivery tag"
+        if tag:
+            try:
+                # Strictly: kombu's bytes_to_str would replace what is no UTF-8.
+                payload = loads(text.decode())
+                payload["properties"]["delivery_tag"] = tag
+                message = self.Message(payload, channel=self)
+                if not isinstance(message.delivery_info, dict) or not isinstance(message.headers, dict):
+                    raise TypeError("headers or delivery_info are no mappings")
+            except Exception as error:
+                reason = f"cannot be decoded: {type(error).__name__}: {error}".replace("\n", " ")
+                with self.conn_or_acquire() as client:
+                    self._set_aside(client, tag, queue, reason, text)
+            else:
+                if queue not in self._unacknowledged and self.ack_emulation:
+                    self._taken.add(tag)
+                return message
+        logger.error(
+            "An element of queue %s %s. It is kept in the list %s: %.200r", queue, reason, self.undecodable_key, text
+        )
+        self._offer_undecodable()
+        return None
+
+    def basic_consume(self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **kwargs: Any) -> Any:
+        """Consume from *queue*."""
+        (self._unacknowledged.add if no_ack else self._unacknowledged.discard)(queue)
+        result = super().basic_consume(queue, no_ack, callback, consumer_tag, **kwargs)
+
+        def deliver(message: Any) -> Any:
+            if not isinstance(message, self.Message):
+                # A broadcast, or a message that stock code hands over.
+                try:
+                    message = self.Message(message, channel=self)
+                except Exception as error:
+                    logger.error("Dropped a broadcast to %s that cannot be decoded: %r", queue, error)
+                    return None
+            if not no_ack:
+                self.qos.append(message, message.delivery_tag)
+            return callback(message)
+
+        self.connection._callbacks[queue] = deliver
+        return result
+
+    def basic_get(self, queue: str, no_ack: bool = False, **_kwargs: Any) -> Any:
+        """Return one message of *queue*, or None."""
+        with self.conn_or_acquire() as client:
+            while True:
+                keys, args = self._take_arguments([queue], 1)
+                args[2] = "01"[self.ack_emulation and not no_ack]
+                reply = self._take(keys=keys, args=args, client=client)
+                self._renew(client, queue)
+                if not reply:
+                    return None
+                message = self._message(queue, bytes_to_str(reply[1]), reply[2])
+                if message is not None:
+                    if not no_ack:
+                        self.qos.append(message, message.delivery_tag)
+                    return message
+
+    def _renew(self, client: Any, queue: str) -> None:
+        # Queues that expire, since kombu 5.7.
+        renew = getattr(self, "_maybe_update_queues_expire", None)
+        if renew is not None:
+            renew(client, queue)
+
+    # -- putting back ---------------------------------------------------------------------------------------------
+
+    def _give_back(self, tag: str, leftmost: bool = False) -> None:
+        self._taken.discard(tag)
+        if self.ack_emulation:
+            try:
+                self.qos.restore_by_tag(tag, leftmost=leftmost)
+            except self.connection_errors:
+                logger.warning("Could not give message %s back; its visibility timeout will", tag, exc_info=True)
+
+    def _put_back(self, client: Any, tag: str, entry: bytes | None, latest: Any = "", leftmost: bool = False) -> int:
+        """Move a message from ``unacked`` to where it belongs, unless it was taken after *latest*."""
+        text, lists = "", []
+        if entry:
+            try:
+                payload, exchange, routing_key = loads(bytes_to_str(entry))
+                for flagged in (payload["headers"], payload["properties"].get("delivery_info")):
+                    if isinstance(flagged, dict):
+                        flagged["redelivered"] = True
+                step = self._get_message_priority(payload, reverse=False)
+                lists = [self._q_for_pri(queue, step) for queue in self._lookup(exchange, routing_key)]
+                text = dumps(payload)
+            except self.connection_errors as error:
+                if not isinstance(error, KeyError):
+                    raise
+                lists = []
+            except Exception:
+                lists = []
+            if not lists:
+                logger.error("Message %s cannot be restored. It is kept in the list %s", tag, self.undecodable_key)
+                self._set_aside(client, tag, "", "cannot be restored from unacked", entry)
+                return 0
+        keys = self._script_keys(self.unacked_key, self.unacked_index_key, *lists)
+        args = [tag, latest, text, "LPUSH" if leftmost else "RPUSH"]
+        return int(self._move(keys=keys, args=args, client=client))
+
+    def _restore(self, message: Any, leftmost: bool = False) -> None:
+        if self.ack_emulation:
+            self.qos.restore_by_tag(message.delivery_tag, leftmost=leftmost)
+        else:
+            super()._restore(message)
+
+    # -- what is no message ---------------------------------------------------------------------------------------
+
+    def _set_aside(self, client: Any, tag: str, queue: str, reason: str, text: bytes) -> None:
+        element = f"{dumps(queue)}\n{reason}\n".encode() + text
+        keys = self._script_keys(self.unacked_key, self.unacked_index_key, self.undecodable_key)
+        if not self._move(keys=keys, args=[tag, "", element, "LPUSH"], client=client):
+            # It was taken without acknowledgement.
+            client.lpush(self.undecodable_key, element)
+
+    def _offer_undecodable(self) -> None:
+        """Offer what was set aside to ``on_undecodable``, oldest first, until it does not take one."""
+        hook = self.connection.on_undecodable
+        if hook is None:
+            return
+        with self.conn_or_acquire() as client:
+            while element := client.execute_command("LINDEX", self.global_keyprefix + self.undecodable_key, -1):
+                queue, reason, text = element.split(b"\n", 2)
+                try:
+                    if not hook(text, loads(queue), reason.decode()):
+                        return
+                except Exception:
+                    logger.exception("Could not hand over an element that is no message; it stays in Redis")
+                    return
+                client.execute_command("LREM", self.global_keyprefix + self.undecodable_key, -1, element)
+
+    # -- binding tables -------------------------------------------------------------------------------------------
+
+    def get_table(self, exchange: str) -> list[tuple[str, ...]]:
+        """Return the bindings of *exchange*; when Redis has lost them, those that this process has made."""
+        table: list[tuple[str, ...]] = super().get_table(exchange)
+        return table or self._bind_again(exchange, self.state.bindings)
+
+    def _bind_again(self, exchange: str, bindings: Iterable[Any]) -> list[tuple[str, ...]]:
+        table = []
+        for queue, source, routing_key in list(bindings):
+            if source == exchange:
+                arguments = self.state.bindings[queue, source, routing_key]
+                binding = self.typeof(exchange).prepare_bind(queue, exchange, routing_key, arguments)
+                logger.warning("Redis has lost the binding of queue %s to exchange %s; made again", queue, exchange)
+                self._queue_bind(exchange, *binding)
+                table.append(tuple(part or "" for part in binding))
+        return table
+
+    def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> Any:
+        if exchange.startswith("reply.") and exchange.endswith(".pidbox"):
+            # The one who asked has gone; answers to remote control are no dead letters.
+            return self.typeof(exchange).lookup(super().get_table(exchange), exchange, routing_key, None)
+        return super()._lookup(exchange, routing_key, default)
+
+    def _check(self) -> None:
+        """Look after what can go wrong unseen, once a minute: lost bindings, and elements that were set aside."""
+        if monotonic() - self._checked < _CHECK_SECONDS:
+            return
+        self._checked = monotonic()
+        active = set(self.active_queues)
+        for exchange in {source for queue, source, _ in self.state.bindings if source and queue in active}:
+            known = {(key, queue) for key, _, queue in super().get_table(exchange)}
+            self._bind_again(
+                exchange,
+                [
+                    (queue, source, key)
+                    for queue, source, key in self.state.bindings
+                    if source == exchange and queue in active and (key or "", queue) not in known
+                ],
+            )
+        self._offer_undecodable()
+
+    def close(self) -> None:
+        """Close the channel; what was asked for meanwhile goes back."""
+        waiting, asked = self._in_poll, self._asked
+        # kombu would wait for an answer.
+        self._in_poll = self._asked = None
+        if not self.closed and waiting and asked == "take":
+            with suppress(*self.connection_errors, ResponseError):
+                for tag in waiting.read_response()[1::3]:
+                    self._give_back(bytes_to_str(tag))
+        super().close()
+
+
+class SentinelChannel(Channel, stock.SentinelChannel):
+    """The same for a server that is found by Sentinel."""
+
+    from_transport_options = (
+        *stock.SentinelChannel.from_transport_options,
+        "unacked_restore_interval",
+        "undecodable_key",
+    )
+
+
+class Transport(stock.Transport):
+    """kombu's Redis transport, with an atomic take.
+
+    Attributes:
+        on_undecodable: called with each element that was no message, see :data:`Undecodable`. Set it on an instance,
+            or as a ``staticmethod`` on the class. Until it returns True the element stays in the list
+            ``celery.undecodable``; it can be called twice for one element.
+    """
+
+    Channel = Channel
+    on_undecodable: Undecodable | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cycle = Poller()
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Let the event loop of a worker wait for the channels."""
+        super().register_with_event_loop(connection, loop)
+        cycle = self.cycle
+        cycle.hub = loop
+        # kombu's own timer is slower in its versions before 5.7.
+        interval = connection.client.transport_options.get(
+            "unacked_restore_interval", self.Channel.unacked_restore_interval
+        )
+        loop.call_repeatedly(max(1, min(interval, _LOOK_SECONDS)), cycle.maybe_restore_messages)
+
+
+class SentinelTransport(Transport):
+    """The same for a server that is found by Sentinel."""
+
+    default_port = 26379
+    Channel = SentinelChannel

@@ -1,0 +1,530 @@
+"""The transport and kombu's own: the same contract, together on the same queues; and what only ours keeps."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import time
+import uuid
+
+import kombu
+import pytest
+import redis
+from kombu import Exchange, Queue
+
+from celery_hybrid import transport
+
+pytestmark = pytest.mark.integration
+
+KINDS = {"atomic": "celery_hybrid.transport:Transport", "stock": "kombu.transport.redis:Transport"}
+
+
+class Broker:
+    """A part of Redis for one test, and connections to it."""
+
+    def __init__(self, url, prefix):
+        self.url = url
+        self.prefix = prefix
+        self.redis = redis.Redis.from_url(url, decode_responses=True)
+        self.connections = []
+
+    def connect(self, kind, **options):
+        options = {"global_keyprefix": self.prefix, "sep": ":", **options}
+        connection = kombu.Connection(self.url, transport=KINDS[kind], transport_options=options)
+        self.connections.append(connection)
+        return connection
+
+    def key(self, name):
+        return self.prefix + name
+
+    def send(self, bodies, queue="q", kind="stock", **options):
+        with self.connect(kind) as connection:
+            producer = connection.Producer(serializer="json")
+            for body in bodies:
+                producer.publish(body, routing_key=queue, **{"headers": {"number": body}, **options})
+
+    def waiting(self, queue="q"):
+        return sum(self.redis.llen(self.key(queue + step)) for step in ("", ":3", ":6", ":9"))
+
+    def unacked(self):
+        assert self.redis.hlen(self.key("unacked")) == self.redis.zcard(self.key("unacked_index"))
+        return self.redis.hlen(self.key("unacked"))
+
+    def close(self):
+        for connection in self.connections:
+            connection.release()
+        if keys := list(self.redis.scan_iter(self.prefix + "*")):
+            self.redis.delete(*keys)
+        self.redis.close()
+
+
+@pytest.fixture
+def broker(broker_url):
+    broker = Broker(broker_url, f"celery-tests-{uuid.uuid4().hex[:8]}.")
+    yield broker
+    broker.close()
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+def other(kind):
+    return "stock" if kind == "atomic" else "atomic"
+
+
+class Reader:
+    """Consumes queues, and keeps the messages."""
+
+    def __init__(self, connection, queues=("q",), prefetch=0, no_ack=False, received=None):
+        self.connection = connection
+        self.messages = []
+        self.channel = connection.channel()
+        self.channel.basic_qos(0, prefetch, False)
+        queues = [queue if isinstance(queue, Queue) else Queue(queue) for queue in queues]
+        callback = received or self.messages.append
+        self.consumer = kombu.Consumer(self.channel, queues, on_message=callback, no_ack=no_ack)
+        self.consumer.consume()
+
+    def read(self, count, timeout=5.0):
+        """Wait until there are *count* messages, and a moment for more."""
+        end = time.monotonic() + timeout
+        while len(self.messages) < count and time.monotonic() < end:
+            self.drain(0.2)
+        self.drain(0.05)
+        return [message.decode() for message in self.messages]
+
+    def drain_one(self):
+        with contextlib.suppress(TimeoutError):
+            self.connection.drain_events(timeout=1)
+
+    def drain(self, seconds):
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            try:
+                self.connection.drain_events(timeout=left)
+            except TimeoutError:
+                return
+
+
+# -- the contract, of both
+
+
+def test_messages_come_in_order_and_are_acknowledged(broker, kind):
+    broker.send(range(20))
+    reader = Reader(broker.connect(kind), prefetch=50)
+    assert reader.read(20) == list(range(20))
+    assert (broker.waiting(), broker.unacked()) == (0, 20)
+    for message in reader.messages:
+        message.ack()
+    assert broker.unacked() == 0
+
+
+def test_urgent_messages_come_first(broker, kind):
+    for priority in (9, 6, 3, 0):
+        broker.send([priority], priority=priority)
+    assert Reader(broker.connect(kind)).read(4) == [0, 3, 6, 9]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "order"),
+    [("round_robin", "ababab"), ("priority", "bbbaaa"), ("sorted", "aaabbb")],
+)
+def test_several_queues_take_turns(broker, kind, strategy, order):
+    broker.send(["b"] * 3, "b")
+    broker.send(["a"] * 3, "a")
+    names = ("a", "b") if strategy == "round_robin" else ("b", "a")
+    reader = Reader(broker.connect(kind, queue_order_strategy=strategy), names, prefetch=10)
+    orders = {order}
+    if strategy != "sorted" and not hasattr(transport.stock.Channel, "unacked_restore_interval"):
+        # kombu before 5.7 keeps its queues in a set.
+        orders.add(order[::-1])
+    assert "".join(reader.read(6)) in orders
+
+
+def test_no_more_than_the_prefetch_count(broker, kind):
+    broker.send(range(10))
+    reader = Reader(broker.connect(kind), prefetch=3)
+    assert reader.read(3) == [0, 1, 2]
+    assert (broker.waiting(), broker.unacked()) == (7, 3)
+    reader.messages[0].ack()
+    assert reader.read(4) == [0, 1, 2, 3]
+
+
+def test_a_requeued_message_comes_again_last(broker, kind):
+    broker.send([1, 2])
+    reader = Reader(broker.connect(kind), prefetch=1)
+    assert reader.read(1) == [1]
+    reader.messages[0].requeue()
+    assert reader.read(2) == [1, 2]
+    reader.messages[1].ack()
+    assert reader.read(3) == [1, 2, 1]
+    assert reader.messages[2].headers["redelivered"]
+    assert reader.messages[2].delivery_info["redelivered"]
+
+
+def test_a_rejected_message_is_gone(broker, kind):
+    broker.send([1])
+    reader = Reader(broker.connect(kind))
+    reader.read(1)
+    reader.messages[0].reject()
+    assert (broker.waiting(), broker.unacked()) == (0, 0)
+
+
+def test_without_acknowledgement_nothing_stays(broker, kind):
+    broker.send(range(3))
+    assert Reader(broker.connect(kind), no_ack=True, prefetch=5).read(3) == [0, 1, 2]
+    assert (broker.waiting(), broker.unacked()) == (0, 0)
+    broker.send([4], "other")
+    assert broker.connect(kind).default_channel.basic_get("other", no_ack=True).decode() == 4
+    assert (broker.waiting("other"), broker.unacked()) == (0, 0)
+
+
+def test_one_message_is_got(broker, kind):
+    channel = broker.connect(kind).default_channel
+    assert channel.basic_get("q") is None
+    broker.send([1], priority=6)
+    message = channel.basic_get("q")
+    assert message.decode() == 1
+    assert (broker.waiting(), broker.unacked()) == (0, 1)
+    message.ack()
+    assert broker.unacked() == 0
+
+
+def test_closing_puts_back_what_is_in_hand(broker, kind):
+    broker.send(range(5))
+    connection = broker.connect(kind)
+    reader = Reader(connection, prefetch=3)
+    reader.read(3)
+    connection.release()
+    assert (broker.waiting(), broker.unacked()) == (5, 0)
+
+
+def test_purge(broker, kind):
+    broker.send(range(5), priority=3)
+    assert broker.connect(kind).default_channel.queue_purge("q") == 5
+    assert broker.waiting() == 0
+
+
+def test_a_broadcast_reaches_all(broker, kind):
+    def queue():
+        return Queue(f"all-{uuid.uuid4().hex}", Exchange("celery.pidbox", type="fanout"), auto_delete=True)
+
+    readers = [Reader(broker.connect(kind), [queue()], no_ack=True) for _ in range(2)]
+    for reader in readers:
+        reader.drain(0.3)
+    exchange = Exchange("celery.pidbox", type="fanout")
+    broker.connect(other(kind)).Producer(serializer="json").publish(7, exchange=exchange, declare=[exchange])
+    assert [reader.read(1) for reader in readers] == [[7], [7]]
+
+
+# -- together
+
+
+@pytest.mark.parametrize("restorer", KINDS)
+def test_each_restores_what_the_other_has_lost(broker, kind, restorer):
+    broker.send(range(3), priority=3)
+    taker = Reader(broker.connect(kind), prefetch=3)
+    assert len(taker.read(3)) == 3
+    time.sleep(1.1)
+    # The scan of stock kombu is at the first of ten times.
+    reader = Reader(broker.connect(restorer, visibility_timeout=1), prefetch=3)
+    assert sorted(reader.read(3)) == [0, 1, 2]
+    assert all(message.headers["redelivered"] for message in reader.messages)
+    assert broker.waiting() == 0
+    for message in reader.messages:
+        message.ack()
+    assert broker.unacked() == 0
+    for channel in (taker.channel, reader.channel):
+        channel.do_restore = False
+
+
+def test_both_share_a_queue(broker):
+    readers = [Reader(broker.connect(kind), prefetch=5) for kind in KINDS]
+    broker.send(range(100), kind="atomic")
+    end = time.monotonic() + 10
+    done = []
+    while len(done) < 100 and time.monotonic() < end:
+        for reader in readers:
+            reader.drain(0.02)
+            for message in reader.messages:
+                done.append(message.decode())
+                message.ack()
+            reader.messages.clear()
+    assert sorted(done) == list(range(100))
+    assert (broker.waiting(), broker.unacked()) == (0, 0)
+
+
+# -- what only ours does
+
+
+def test_a_message_is_in_redis_at_every_instant(broker):
+    """The connection breaks between question and answer, again and again."""
+    broker.send(range(100))
+    connection = broker.connect("atomic")
+    reader = Reader(connection, prefetch=1000)
+    for _ in range(30):
+        connection.transport.cycle.on_poll_start()
+        sock = reader.channel.client.connection._sock
+        # Not TimeoutError, which is no trouble of the connection and an OSError.
+        time.sleep(random.uniform(0, 0.002))  # noqa: S311
+        sock.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(connection.connection_errors) as trouble:
+            _drain_for_ever(connection)
+        assert not isinstance(trouble.value, TimeoutError)
+        assert broker.waiting() + broker.unacked() == 100
+    assert broker.unacked() > 0
+
+
+def _drain_for_ever(connection):
+    while True:
+        connection.drain_events(timeout=1)
+
+
+@pytest.mark.parametrize("kind", ["atomic", pytest.param("stock", id="stock, for comparison")])
+def test_kill_9(broker, kind, record_property):
+    """Consumers are killed under load; the ids in Redis and those that were done are all."""
+    count, kills = 2000, 40
+    broker.send(range(count))
+    read_end, write_end = os.pipe()
+    os.set_blocking(read_end, False)
+    done = b""
+    for _ in range(kills):
+        child = os.fork()
+        if child == 0:
+            try:
+                _consume_until_killed(broker, kind, write_end)
+            finally:
+                os._exit(1)
+        time.sleep(random.uniform(0.03, 0.09))  # noqa: S311
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with contextlib.suppress(BlockingIOError):
+            while part := os.read(read_end, 65536):
+                done += part
+    os.close(read_end)
+    os.close(write_end)
+    found = {int(number) for number in done.split()}
+    texts = broker.redis.lrange(broker.key("q"), 0, -1)
+    texts += [json.dumps(json.loads(entry)[0]) for entry in broker.redis.hvals(broker.key("unacked"))]
+    found |= {int(json.loads(text)["headers"]["number"]) for text in texts}
+    lost = count - len(found)
+    print(f"{kind}: {lost} of {count} lost by {kills} kills; {len(done.split())} done")
+    record_property("lost", lost)
+    assert len(done.split()) > kills
+    if kind == "atomic":
+        assert lost == 0
+
+
+def _consume_until_killed(broker, kind, done):
+    def received(message):
+        os.write(done, b"%d\n" % message.headers["number"])
+        message.ack()
+
+    reader = Reader(broker.connect(kind), prefetch=4, received=received)
+    while True:
+        reader.drain(10)
+
+
+BAD = {
+    "no JSON": b"\x80\x04 no JSON",
+    "half a message": b'{"body": "W1tdLCB7fSwge31d", "properties": {"delivery_tag": "t1", ',
+    "JSON, but half": b'{"properties": {"delivery_tag": "t2"}, "body": }',
+    "an empty object": b"{}",
+    "a number": b"17",
+    "no base64": b'{"body": "W1tdL", "headers": {}, "properties": {"delivery_tag": "t3", "body_encoding": "base64"}}',
+    "unknown encoding": b'{"body": "x", "headers": {}, "properties": {"delivery_tag": "t4", "body_encoding": "rot13"}}',
+    "headers no mapping": b'{"body": "x", "headers": [1], "properties": {"delivery_tag": "t5"}}',
+    "properties no mapping": b'{"body": "x", "headers": {}, "properties": "\\"delivery_tag\\": \\"t6\\""}',
+    "no UTF-8": b'{"body": "\xff\xfe", "headers": {}, "properties": {"delivery_tag": "t7"}}',
+}
+
+
+@pytest.mark.parametrize("way", ["consume", "get", "no_ack"])
+@pytest.mark.parametrize("bad", BAD)
+def test_what_is_no_message_is_set_aside(broker, bad, way, caplog):
+    broker.redis.lpush(broker.key("q"), BAD[bad])
+    broker.send([1])
+    connection = broker.connect("atomic")
+    if way == "get":
+        message = connection.default_channel.basic_get("q")
+    else:
+        reader = Reader(connection, prefetch=5, no_ack=way == "no_ack")
+        assert reader.read(1) == [1]
+        message = reader.messages[0]
+    assert message.decode() == 1
+    if way != "no_ack":
+        message.ack()
+    assert (broker.waiting(), broker.unacked()) == (0, 0)
+    raw = redis.Redis.from_url(broker.url)
+    [element] = raw.lrange(broker.key("celery.undecodable"), 0, -1)
+    raw.close()
+    queue, reason, text = element.split(b"\n", 2)
+    assert (json.loads(queue), text) == ("q", BAD[bad])
+    assert reason
+    assert "An element of queue q" in caplog.text
+
+
+def test_what_is_no_message_is_handed_over(broker):
+    connection = broker.connect("atomic")
+    reader = Reader(connection, prefetch=5)
+    offered = []
+    reader.drain(0.2)
+    connection.transport.on_undecodable = lambda *element: offered.append(element) or len(offered) > 1
+    broker.redis.lpush(broker.key("q"), b"bad one")
+    reader.drain(0.3)
+    assert offered == [(b"bad one", "q", "is no message of Celery: no delivery tag")]
+    assert broker.redis.llen(broker.key("celery.undecodable")) == 1
+    # It was not taken over. It is offered again with the next.
+    broker.redis.lpush(broker.key("q"), b"bad two")
+    reader.drain(0.3)
+    assert [text for text, _, _ in offered] == [b"bad one", b"bad one", b"bad two"]
+    assert broker.redis.llen(broker.key("celery.undecodable")) == 0
+
+
+def test_an_entry_of_unacked_that_cannot_be_restored_is_kept(broker):
+    broker.redis.hset(broker.key("unacked"), "bad", "no JSON")
+    broker.redis.zadd(broker.key("unacked_index"), {"bad": 1})
+    Reader(broker.connect("atomic")).drain(0.3)
+    assert broker.unacked() == 0
+    assert broker.redis.llen(broker.key("celery.undecodable")) == 1
+
+
+def test_two_messages_with_one_tag_are_two(broker):
+    """A message that a producer sent again after a timeout, or that a topic exchange put into two queues."""
+    broker.send([1])
+    broker.redis.lpush(broker.key("q"), *broker.redis.lrange(broker.key("q"), 0, -1))
+    reader = Reader(broker.connect("atomic"), prefetch=5)
+    assert reader.read(2) == [1, 1]
+    assert broker.unacked() == 2
+    reader.messages[0].ack()
+    assert broker.unacked() == 1
+    reader.messages[1].ack()
+    assert broker.unacked() == 0
+
+
+def test_a_header_named_like_the_tag_does_not_confuse(broker):
+    broker.send([1], headers={"x": {"delivery_tag": "wrong"}})
+    reader = Reader(broker.connect("atomic"))
+    reader.read(1)
+    [tag] = broker.redis.hkeys(broker.key("unacked"))
+    assert tag == reader.messages[0].delivery_tag != "wrong"
+
+
+@pytest.mark.parametrize("restorer", KINDS)
+def test_a_lost_binding_table_loses_no_message(broker, restorer):
+    queue = Queue("q", Exchange("named", type="topic"), routing_key="some.#")
+    reader = Reader(broker.connect("atomic"), [queue], prefetch=1)
+    producer = broker.connect("atomic").Producer(serializer="json")
+    producer.publish(1, exchange=queue.exchange, routing_key="some.key", declare=[queue])
+    assert reader.read(1) == [1]
+    broker.redis.delete(broker.key("_kombu.binding.named"))
+    producer.publish(2, exchange=queue.exchange, routing_key="some.key")
+    assert broker.waiting() == 1
+    broker.redis.delete(broker.key("_kombu.binding.named"))
+    # The message in hand goes back to its queue without the table as well.
+    broker.connect(restorer).default_channel.qos.restore_by_tag(reader.messages[0].delivery_tag)
+    assert (broker.waiting(), broker.unacked()) == (2, 0)
+
+
+def test_a_consumer_binds_again_and_says_so(broker, caplog):
+    queue = Queue("q", Exchange("named", type="direct"), routing_key="key")
+    reader = Reader(broker.connect("atomic"), [queue])
+    broker.redis.delete(broker.key("_kombu.binding.named"))
+    reader.channel._checked = float("-inf")
+    reader.drain(0.3)
+    assert broker.redis.scard(broker.key("_kombu.binding.named")) == 1
+    assert "lost the binding of queue q to exchange named" in caplog.text
+    broker.send([1])
+    assert reader.read(1) == [1]
+
+
+def test_an_undeliverable_message_is_kept_and_a_late_answer_is_not(broker):
+    producer = broker.connect("atomic").Producer(serializer="json")
+    with pytest.warns(UserWarning, match="could not be delivered"):
+        producer.publish(1, exchange=Exchange("nobody", type="direct"), routing_key="key")
+    assert broker.waiting("celery.undeliverable") == 1
+    producer.publish(1, exchange=Exchange("reply.celery.pidbox", type="direct"), routing_key="gone")
+    assert broker.waiting("celery.undeliverable") == 1
+
+
+# -- waiting
+
+
+def _delays(broker, reader, count=10):
+    delays = []
+    producer = broker.connect("stock").Producer(serializer="json")
+    for number in range(count):
+        reader.messages.clear()
+        reader.drain(0.05)
+        sent = time.monotonic()
+        producer.publish(number, routing_key="q", priority=number)
+        while not reader.messages and time.monotonic() < sent + 5:
+            reader.drain_one()
+        delays.append(time.monotonic() - sent)
+        reader.messages[0].ack()
+    return sorted(delays)
+
+
+def test_redis_tells_when_messages_arrive(broker, monkeypatch):
+    monkeypatch.setattr(transport, "_LOOK_SECONDS", 60.0)
+    delays = _delays(broker, Reader(broker.connect("atomic"), ["p", "q"]))
+    assert delays[5] < 0.1
+    assert delays[-1] < 2
+
+
+def test_a_server_that_does_not_tell_is_asked(broker, monkeypatch, caplog):
+    monkeypatch.setattr(transport, "_TRACK", ("CLIENT", "NO-SUCH-COMMAND"))
+    delays = _delays(broker, Reader(broker.connect("atomic"), ["p", "q"]))
+    assert delays[5] < 1
+    assert caplog.text.count("cannot tell when messages arrive") == 1
+
+
+def test_what_is_missed_is_found_by_looking(broker, monkeypatch):
+    monkeypatch.setattr(transport.Channel, "_on_change", lambda self, push: None)
+    monkeypatch.setattr(transport, "_LOOK_SECONDS", 0.5)
+    reader = Reader(broker.connect("atomic"))
+    reader.drain(0.2)
+    # Not even the end of the wait for the notification is a reason to look.
+    monkeypatch.setattr(reader.channel, "handlers", {**reader.channel.handlers})
+    broker.send([1])
+    assert reader.read(1, timeout=3) == [1]
+
+
+def test_an_idle_consumer_asks_little(broker):
+    reader = Reader(broker.connect("atomic"), ["p", "q"])
+    reader.drain(0.5)
+    asked = []
+    original = reader.channel.client.connection.send_command
+    reader.channel.client.connection.send_command = lambda *a, **k: asked.append(a[0]) or original(*a, **k)
+    reader.drain(3)
+    assert len(asked) <= 2
+
+
+def test_a_queue_that_is_added_is_read_at_once(broker):
+    reader = Reader(broker.connect("atomic"))
+    reader.drain(0.2)
+    reader.consumer.add_queue(Queue("r"))
+    reader.consumer.consume()
+    broker.send([1], "r")
+    assert reader.read(1, timeout=1) == [1]
+    reader.consumer.cancel_by_queue("r")
+    broker.send([2], "r")
+    broker.send([3])
+    assert reader.read(2) == [1, 3]
+
+
+def test_a_script_that_redis_has_forgotten(broker):
+    reader = Reader(broker.connect("atomic"))
+    broker.send([1])
+    reader.read(1)
+    broker.redis.script_flush()
+    broker.send([2])
+    assert reader.read(2) == [1, 2]
+    reader.messages[1].requeue()
+    assert reader.read(3) == [1, 2, 2]
