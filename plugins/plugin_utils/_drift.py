@@ -173,6 +173,9 @@ def _service(_name: str, arguments: Result, result: Result) -> list[Finding]:
     if status.get("LoadState") == "masked":
         declared.append("not masked")
         actual.append("masked")
+    if status.get("NeedDaemonReload") == "yes":
+        declared.append("loaded as on disk")
+        actual.append("changed on disk since it was loaded")
     state = arguments.get("state")
     if state is not None and (status.get("ActiveState") in ("active", "activating")) != (state == "started"):
         declared.append(state)
