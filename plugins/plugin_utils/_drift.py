@@ -23,7 +23,7 @@ CLEAN, BLIND, DRIFT = 0, 2, 3
 LAYERS = ("package", "file", "runtime", "object")
 SECRET = "differs (secret)"  # noqa: S105
 # Columns of the table, in characters; what is longer goes on in the next line.
-WIDTH = {"what": 44, "layer": 8, "declared": 36, "actual": 36}
+WIDTH = {"what": 54, "layer": 7, "declared": 34, "actual": 34}
 
 Result = t.Mapping[str, t.Any]
 
@@ -96,7 +96,17 @@ def _apart(declared: t.Any, actual: t.Any) -> tuple[str, str]:
     if isinstance(declared, t.Mapping) and isinstance(actual, t.Mapping):
         names = [name for name in {**declared, **actual} if declared.get(name) != actual.get(name)]
         if names:
-            return _fields(declared, names), _fields(actual, names)
+            sides = [(name, *_apart(declared.get(name), actual.get(name))) for name in names]
+            return ", ".join(f"{name}={side}" for name, side, _ in sides), ", ".join(
+                f"{n}={side}" for n, _, side in sides
+            )
+    if isinstance(declared, list) and isinstance(actual, list) and declared != actual:
+        lack, more = (
+            [item for item in declared if item not in actual],
+            [item for item in actual if item not in declared],
+        )
+        if lack or more:
+            return _elements(lack, more), _elements(more, lack)
     if declared == actual:
         return SECRET, SECRET
     return _text(declared), _text(actual)
@@ -104,6 +114,11 @@ def _apart(declared: t.Any, actual: t.Any) -> tuple[str, str]:
 
 def _fields(value: Result, names: t.Iterable[str]) -> str:
     return ", ".join(f"{name}={_text(value.get(name))}" for name in names)
+
+
+def _elements(here: list[t.Any], there: list[t.Any]) -> str:
+    """Return what one of two lists has that the other has not; of long lists nothing else is of interest."""
+    return " ".join(map(_text, here)) or f"without {' '.join(map(_text, there))}"
 
 
 def _text(value: t.Any) -> str:
@@ -345,7 +360,10 @@ def _label(value: str) -> str:
 
 def _row(cells: Result) -> list[str]:
     """Return the lines of one row; a cell that is too long goes on in the next line."""
-    columns = [textwrap.wrap(str(cells[name]), width, max_lines=4) or [""] for name, width in WIDTH.items()]
+    columns = [
+        textwrap.wrap(str(cells[name]), width, max_lines=4, break_on_hyphens=False) or [""]
+        for name, width in WIDTH.items()
+    ]
     height = max(len(column) for column in columns)
     rows = []
     for number in range(height):

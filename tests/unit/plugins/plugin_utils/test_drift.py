@@ -101,7 +101,7 @@ from ansible_collections.celeryops.hybrid.plugins.plugin_utils._drift import SEC
                     }
                 ],
             },
-            [Finding("object", "queues celery/q", "arguments={}", "arguments=x=1", note="Move the messages.")],
+            [Finding("object", "queues celery/q", "arguments=x=absent", "arguments=x=1", note="Move the messages.")],
         ),
         ("debug", {}, {"changed": True, "msg": "It is so."}, [Finding("runtime", "Name", "", "It is so.")]),
         ("command", {}, {"changed": True}, [Finding("runtime", "Name", "done", "not done")]),
@@ -109,6 +109,18 @@ from ansible_collections.celeryops.hybrid.plugins.plugin_utils._drift import SEC
 )
 def test_findings(module, arguments, result, expected):
     assert findings(module, "Name", arguments, result) == expected
+
+
+def test_of_lists_only_what_differs():
+    told = {
+        "layer": "object",
+        "kind": "user",
+        "name": "a",
+        "actual": {"commands": ["-@all", "+@list", "+@admin"]},
+        "declared": {"commands": ["-@all", "+@list"]},
+    }
+    expected = [Finding("object", "user a", "commands=without +@admin", "commands=+@admin")]
+    assert findings("redis_runtime", "", {}, {"differences": [told]}) == expected
 
 
 def test_equal_sides_are_a_secret():

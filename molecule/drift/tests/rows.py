@@ -1,0 +1,522 @@
+"""Every kind of thing that the roles manage: how it is broken by hand, and what the drift report must say.
+
+A new kind of thing is one more row; ``tests/unit/molecule/test_drift_rows.py`` fails for a managing task without one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing, broken by hand.
+
+    Attributes:
+        group: on the first host of this group.
+        what: part of what the report calls the thing.
+        declared: part of what it says is declared.
+        actual: part of what it says is there.
+        breaks: what ops or an intruder did, in a root shell; see PROLOGUE of test_drift.py for 'api', 'r' and 'edit'.
+        covers: the tasks of the roles that manage it, as ``role: name``, or the kinds of objects, as ``role: kind``.
+        layer: where the report places it.
+        round: rounds are broken, seen and repaired one after the other, because some breaks hide others.
+        more: parts of further findings that the same break causes.
+    """
+
+    group: str
+    what: str
+    declared: str
+    actual: str
+    breaks: str
+    covers: tuple[str, ...]
+    layer: str = "file"
+    round: int = 1
+    more: tuple[str, ...] = ()
+
+
+SECRET = "differs (secret)"
+UNITS = "/etc/systemd/system"
+
+REDIS = (
+    Row(
+        "redis",
+        "/etc/redis/celeryops.conf",
+        "appendfsync everysec",
+        "appendfsync no",
+        "edit 's/^appendfsync .*/appendfsync no/' /etc/redis/celeryops.conf",
+        ("redis: Write the configuration",),
+    ),
+    Row(
+        "redis",
+        "/etc/redis/celeryops.acl",
+        SECRET,
+        SECRET,
+        "chmod 0644 /etc/redis/celeryops.acl",
+        ("redis: Write the users",),
+    ),
+    Row(
+        "redis",
+        f"{UNITS}/redis-server.service.d/celeryops.conf",
+        "LimitNOFILE=",
+        "LimitNOFILE=1024",
+        f"edit 's/^LimitNOFILE=.*/LimitNOFILE=1024/' {UNITS}/redis-server.service.d/celeryops.conf",
+        ("redis: Let the unit start with our configuration",),
+    ),
+    Row(
+        "redis",
+        f"{UNITS}/redis-server.service.d",
+        "mode=0755",
+        "mode=0777",
+        f"chmod 0777 {UNITS}/redis-server.service.d",
+        ("redis: Make the folder for the unit's drop-in file",),
+    ),
+    Row(
+        "redis",
+        f"{UNITS}/redis-server.service.d/override.conf",
+        "absent",
+        "a file",
+        f"printf '[Service]\\nNice=5\\n' >{UNITS}/redis-server.service.d/override.conf",
+        ("redis: Move aside what changes the service and is not declared",),
+    ),
+    Row(
+        "redis",
+        "service redis-server",
+        "not masked",
+        "masked",
+        "systemctl mask --quiet redis-server",
+        ("redis: Enable and start the service",),
+        layer="runtime",
+    ),
+    Row(
+        "redis",
+        "package redis-server",
+        "install",
+        "hold",
+        "apt-mark --quiet hold redis-server",
+        ("redis: Let Redis be upgraded, or hold it back",),
+        layer="package",
+    ),
+    Row(
+        "redis",
+        "maxmemory-policy",
+        "noeviction",
+        "allkeys-lru",
+        "r CONFIG SET maxmemory-policy allkeys-lru",
+        ("redis: settings",),
+        layer="runtime",
+    ),
+    Row(
+        "redis",
+        "user intruder",
+        "absent",
+        "+@all",
+        "r ACL SETUSER intruder on nopass '~*' '&*' +@all",
+        ("redis: users",),
+        layer="object",
+    ),
+    Row(
+        "redis",
+        "user celery",
+        "",
+        "admin",
+        "r ACL SETUSER celery +@admin",
+        ("redis: users",),
+        layer="object",
+    ),
+)
+
+RABBITMQ = (
+    Row(
+        "rabbitmq",
+        "/etc/rabbitmq/conf.d/50-celeryops.conf",
+        "heartbeat = 60",
+        "heartbeat = 600",
+        "edit 's/^heartbeat = .*/heartbeat = 600/' /etc/rabbitmq/conf.d/50-celeryops.conf",
+        ("rabbitmq: Write the configuration",),
+    ),
+    Row(
+        "rabbitmq",
+        "/etc/rabbitmq/rabbitmq-env.conf",
+        "lines",
+        "absent",
+        "cp -p /etc/rabbitmq/rabbitmq-env.conf /root/; rm /etc/rabbitmq/rabbitmq-env.conf",
+        ("rabbitmq: Name the node and keep its distribution port on loopback",),
+    ),
+    Row(
+        "rabbitmq",
+        f"{UNITS}/rabbitmq-server.service.d/celeryops.conf",
+        "owner=0",
+        "owner=1",
+        f"chown daemon {UNITS}/rabbitmq-server.service.d/celeryops.conf",
+        ("rabbitmq: Set the limits of the service",),
+    ),
+    Row(
+        "rabbitmq",
+        f"{UNITS}/epmd.socket.d/celeryops.conf",
+        "lines",
+        "absent",
+        f"rm {UNITS}/epmd.socket.d/celeryops.conf",
+        ("rabbitmq: Keep the port mapper of Erlang on loopback",),
+    ),
+    Row(
+        "rabbitmq",
+        "/etc/rabbitmq/conf.d",
+        "mode=0750",
+        "mode=0755",
+        "chmod 0755 /etc/rabbitmq/conf.d",
+        ("rabbitmq: Make the folders for drop-in files",),
+    ),
+    Row(
+        "rabbitmq",
+        "/etc/rabbitmq/conf.d/99-local.conf",
+        "absent",
+        "a file",
+        "echo 'log.console = true' >/etc/rabbitmq/conf.d/99-local.conf",
+        ("rabbitmq: Move aside what changes the service and is not declared",),
+    ),
+    Row(
+        "rabbitmq",
+        "/etc/rabbitmq/advanced.config",
+        "absent",
+        "a file",
+        "echo '[].' >/etc/rabbitmq/advanced.config",
+        ("rabbitmq: Move aside what changes the service and is not declared",),
+    ),
+    Row(
+        "rabbitmq",
+        ".erlang.cookie",
+        "mode=0400",
+        "mode=0600",
+        "chmod 0600 /var/lib/rabbitmq/.erlang.cookie",
+        ("rabbitmq: Keep the Erlang cookie private",),
+    ),
+    Row(
+        "rabbitmq",
+        "package rabbitmq-server",
+        "install",
+        "hold",
+        "apt-mark --quiet hold rabbitmq-server",
+        ("rabbitmq: Let RabbitMQ be upgraded, or hold it back",),
+        layer="package",
+    ),
+    Row(
+        "rabbitmq",
+        "service rabbitmq-server",
+        "enabled",
+        "disabled",
+        "systemctl disable --quiet rabbitmq-server",
+        ("rabbitmq: Enable and start the service",),
+        layer="runtime",
+    ),
+    Row(
+        "rabbitmq",
+        "guest",
+        "absent",
+        "administrator",
+        """api PUT users/guest '{"password": "guest", "tags": "administrator"}'""",
+        ("rabbitmq: users",),
+        layer="object",
+    ),
+    Row(
+        "rabbitmq",
+        "intruder",
+        "absent",
+        "administrator",
+        """api PUT users/intruder '{"password": "intruder-7", "tags": "administrator"}'""",
+        ("rabbitmq: users",),
+        layer="object",
+    ),
+    Row(
+        "rabbitmq",
+        "users monitoring",
+        "",
+        "",
+        """api PUT users/monitoring '{"password": "another-one", "tags": "monitoring"}'""",
+        ("rabbitmq: users",),
+        layer="object",
+    ),
+    Row(
+        "rabbitmq",
+        "celery/client",
+        r"^celery\.reply\..*$",
+        ".*",
+        """api PUT permissions/celery/client '{"configure": ".*", "write": ".*", "read": ".*"}'""",
+        ("rabbitmq: permissions",),
+        layer="object",
+    ),
+    Row(
+        "rabbitmq",
+        "celery/client/celery.dlx",
+        r"^result\.refused$",
+        ".*",
+        """api PUT topic-permissions/celery/client '{"exchange": "celery.dlx", "write": ".*", "read": ".*"}'""",
+        ("rabbitmq: topic_permissions",),
+        layer="object",
+    ),
+    Row(
+        "rabbitmq",
+        "policies celery/celery.chords",
+        "message-ttl",
+        "message-ttl=1000",
+        "api PUT policies/celery/celery.chords"
+        """ '{"pattern": "^celery.chords$", "apply-to": "queues", "definition": {"message-ttl": 1000}}'""",
+        ("rabbitmq: policies",),
+        layer="object",
+    ),
+    Row(
+        "rabbitmq",
+        "policies celery/late",
+        "absent",
+        "max-length",
+        """api PUT policies/celery/late '{"pattern": ".*", "priority": -1, "definition": {"max-length": 9}}'""",
+        ("rabbitmq: policies",),
+        layer="object",
+    ),
+    Row(
+        "rabbitmq",
+        "exchanges celery/celery.dlx",
+        "topic",
+        "absent",
+        "api DELETE exchanges/celery/celery.dlx",
+        ("rabbitmq: exchanges",),
+        layer="object",
+        more=("bindings celery/celery.dlx",),
+    ),
+    Row(
+        "rabbitmq",
+        "queues celery/audit",
+        "max-length",
+        "max-length=7",
+        "api DELETE queues/celery/audit; "
+        """api PUT queues/celery/audit '{"durable": true, "arguments": {"x-max-length": 7}}'""",
+        ("rabbitmq: queues",),
+        layer="object",
+    ),
+    Row(
+        "rabbitmq",
+        "bindings celery/celery.results",
+        "",
+        "absent",
+        "api DELETE bindings/celery/e/celery.results/q/celery.journal/celery.journal",
+        ("rabbitmq: bindings",),
+        layer="object",
+    ),
+    Row(
+        "rabbitmq",
+        "global_parameters celery.results.partitions.celery",
+        "16",
+        "absent",
+        "api DELETE global-parameters/celery.results.partitions.celery",
+        ("rabbitmq: global_parameters",),
+        layer="object",
+    ),
+)
+
+WORKER = (
+    Row(
+        "worker",
+        "package python3-venv",
+        "installed",
+        "not installed",
+        "dpkg --remove --force-depends python3-venv",
+        ("worker: Install Debian's packages",),
+        layer="package",
+    ),
+    Row(
+        "worker",
+        "user celery",
+        "",
+        "",
+        "usermod --shell /bin/bash celery",
+        ("worker: Add the user",),
+        layer="object",
+    ),
+    Row(
+        "worker",
+        "/etc/celery",
+        "mode=0750",
+        "mode=0777",
+        "chmod 0777 /etc/celery",
+        ("worker: Make the directories",),
+    ),
+    Row(
+        "worker",
+        "/etc/celery/celeryconfig.py",
+        "task_acks_late = True",
+        "task_acks_late = False",
+        "edit 's/^task_acks_late = .*/task_acks_late = False/' /etc/celery/celeryconfig.py",
+        ("worker: Write the settings",),
+    ),
+    Row(
+        "worker",
+        "/etc/celery/celery.env",
+        SECRET,
+        SECRET,
+        "echo EXTRA=1 >>/etc/celery/celery.env",
+        ("worker: Write the environment with the secrets",),
+    ),
+    Row(
+        "worker",
+        "/etc/celery/worker@slow.env",
+        "lines",
+        "absent",
+        "rm /etc/celery/worker@slow.env",
+        ("worker: Write the environment of each instance",),
+    ),
+    Row(
+        "worker",
+        f"{UNITS}/celery-worker@.service",
+        "KillMode=mixed",
+        "KillMode=control-group",
+        f"edit 's/^KillMode=.*/KillMode=control-group/' {UNITS}/celery-worker@.service",
+        ("worker: Write the units",),
+    ),
+    Row(
+        "worker",
+        f"{UNITS}/celery-worker@default.service.d/override.conf",
+        "absent",
+        "a file",
+        f"mkdir {UNITS}/celery-worker@default.service.d; "
+        f"printf '[Service]\\nNice=5\\n' >{UNITS}/celery-worker@default.service.d/override.conf",
+        ("worker: Move aside what changes the services and is not declared",),
+    ),
+    Row(
+        "worker",
+        "/usr/local/sbin/celery",
+        "mode=0755",
+        "mode=0644",
+        "chmod 0644 /usr/local/sbin/celery",
+        ("worker: Write the command for ops",),
+    ),
+    Row(
+        "worker",
+        "/opt/celery/venv",
+        "/opt/celery/environments/",
+        "/opt/celery/environments/copy",
+        # A copy, so that the workers go on.
+        "cd /opt/celery; cp -al $(readlink venv) environments/copy; ln -sfn /opt/celery/environments/copy venv",
+        ("worker: Take the virtual environment into use",),
+    ),
+    Row(
+        "worker",
+        "service celery-worker@slow",
+        "started",
+        "inactive",
+        "systemctl stop celery-worker@slow",
+        ("worker: Run the instances",),
+        layer="runtime",
+    ),
+    Row(
+        "worker",
+        "service celery-beat",
+        "enabled",
+        "disabled",
+        "systemctl disable --quiet celery-beat",
+        ("worker: Run beat on one host only",),
+        layer="runtime",
+    ),
+    Row(
+        "worker",
+        "service celery-worker@ghost",
+        "disabled",
+        "enabled",
+        "cp /etc/celery/worker@default.env /etc/celery/worker@ghost.env; systemctl enable --quiet celery-worker@ghost",
+        ("worker: Drain instances that are no longer declared",),
+        layer="runtime",
+    ),
+    Row(
+        "worker",
+        "/etc/celery/worker@ghost.env",
+        "absent",
+        "file",
+        "true",
+        ("worker: Forget instances that are no longer declared",),
+    ),
+)
+
+# What a stopped server, a package that is gone or a changed administrator hides.
+HIDING = (
+    Row(
+        "redis",
+        "package redis-server",
+        "installed",
+        "not installed",
+        "dpkg --remove --force-depends redis-server",
+        ("redis: Install Redis",),
+        layer="package",
+        round=2,
+    ),
+    Row(
+        "rabbitmq",
+        "/etc/rabbitmq/enabled_plugins",
+        "rabbitmq_management",
+        "[].",
+        "rabbitmq-plugins --quiet disable --all",
+        ("rabbitmq: Choose the plugins",),
+        round=2,
+        more=("Say what cannot be compared",),
+    ),
+    Row(
+        "rabbitmq",
+        ".erlang.cookie",
+        SECRET,
+        SECRET,
+        "systemctl stop rabbitmq-server; echo weak >/var/lib/rabbitmq/.erlang.cookie",
+        ("rabbitmq: Make an Erlang cookie where it is missing or weak",),
+        round=2,
+        more=("service rabbitmq-server",),
+    ),
+    Row(
+        "redis",
+        "Bring a running Redis to its declaration",
+        "",
+        "WRONGPASS",
+        "r ACL SETUSER admin resetpass '>another-one'",
+        ("redis: users",),
+        layer="runtime",
+        round=3,
+    ),
+    Row(
+        "rabbitmq",
+        "Say what cannot be compared in check mode",
+        "",
+        "does not let admin in",
+        """api PUT users/admin '{"password": "another-one", "tags": "administrator"}'""",
+        ("rabbitmq: Import the administrator", "rabbitmq: Say what cannot be compared in check mode"),
+        layer="runtime",
+        round=3,
+    ),
+    Row(
+        "rabbitmq",
+        "vhosts celery",
+        "{}",
+        "absent",
+        "api DELETE vhosts/celery",
+        ("rabbitmq: vhosts",),
+        layer="object",
+        round=4,
+        more=("celery/", "celery.results"),
+    ),
+)
+
+ROWS = REDIS + RABBITMQ + WORKER + HIDING
+
+# Managing tasks that no row can break, and why.
+EXEMPT = {
+    "redis: Install Redis with fresh package lists": "the second try of the task before it",
+    "rabbitmq: Install RabbitMQ": "its like is tried with Redis, and takes half a minute less",
+    "rabbitmq: Install RabbitMQ with fresh package lists": "the second try of the task before it",
+    "worker: Install Debian's packages with fresh package lists": "the second try of the task before it",
+    "redis: Keep the kernel settings": "the kernel of a container belongs to its host",
+    "redis: Apply kernel settings that have drifted": "the kernel of a container belongs to its host",
+    "redis: Restart for what cannot be changed live": "announces a handler; the finding is that of the task before it",
+    "worker: Add the group": "the primary group of a user cannot be deleted",
+    "worker: Keep the last ones, to go back to, and remove the others": "follows from another environment",
+}
+# Tasks of these files make what one other task declares, or are handlers' doing.
+EXEMPT_FILES = {
+    "rabbitmq/tasks/restart.yml": "does what a handler asks for",
+    "redis/tasks/restart.yml": "does what a handler asks for",
+    "worker/tasks/environment.yml": "builds what 'Take the virtual environment into use' declares",
+}
