@@ -158,14 +158,16 @@ def _lines(before: str, after: str, diff: Result) -> tuple[str, str]:
     removed, added = [], []
     for line in difflib.ndiff(before.splitlines(), after.splitlines()):
         if line[:2] in ("- ", "+ "):
-            (removed if line[0] == "-" else added).append(line[2:].strip() or "(empty line)")
+            (removed if line[0] == "-" else added).append(line[2:].strip())
     return _first(added), _first(removed)
 
 
 def _first(lines: list[str]) -> str:
-    if not lines:
+    """Return the first line that says something, and how many more there are."""
+    telling = [line for line in lines if line and line[0] not in "#;%"] or [line for line in lines if line]
+    if not telling:
         return "(no such line)"
-    return lines[0] + (f" (and {len(lines) - 1} more lines)" if len(lines) > 1 else "")
+    return telling[0] + (f" (and {_count(len(lines) - 1, 'more line')})" if len(lines) > 1 else "")
 
 
 def _package(_name: str, arguments: Result, result: Result) -> list[Finding]:
