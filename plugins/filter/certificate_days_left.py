@@ -39,7 +39,9 @@ def certificate_days_left(value):
     try:
         return days_left(value)
     except (ValueError, AttributeError) as error:
-        raise AnsibleFilterError(f"celeryops.hybrid.certificate_days_left: no certificate in PEM form: {error}") from error
+        raise AnsibleFilterError(
+            f"celeryops.hybrid.certificate_days_left: no certificate in PEM form: {error}"
+        ) from error
 
 
 class FilterModule:

@@ -41,7 +41,8 @@ EXAMPLES = r"""
     fail_msg: "{{ problems | join('\n') }}"
   vars:
     path: /srv/tls/ca.pem
-    problems: "{{ {'ca': lookup('ansible.builtin.file', path)} | celeryops.hybrid.certificate_problems('redis_tls', {'ca': path}) }}"
+    texts: "{{ {'ca': lookup('ansible.builtin.file', path)} }}"
+    problems: "{{ texts | celeryops.hybrid.certificate_problems('redis_tls', {'ca': path}) }}"
 """
 
 RETURN = r"""

@@ -11,7 +11,7 @@ version_added: 0.1.0
 author: celeryops.hybrid contributors
 description:
   - Returns a URL in which user, password and path are percent-encoded, so that they may hold any character.
-positional: scheme, port, user, password, path
+positional: scheme, port, user, password, path, options
 options:
   _input:
     description: Name or address of the host; an IPv6 address gets its brackets.
@@ -37,12 +37,24 @@ options:
     description: Number of the database, or name of the virtual host.
     type: raw
     required: true
+  options:
+    description: What stands in the query; an option without a value is left out.
+    type: dict
+    default: {}
+    version_added: 0.2.0
 """
 
 EXAMPLES = r"""
 - name: Show where tasks go
   ansible.builtin.debug:
     msg: "{{ 'broker1' | celeryops.hybrid.server_url('redis', 6379, 'celery', redis_password, 0) }}"
+
+- name: Show where results go, encrypted
+  ansible.builtin.debug:
+    msg: "{{ 'results1' | celeryops.hybrid.server_url('amqps', 5671, 'client', password, 'celery', options) }}"
+  vars:
+    options: {ca_certs: /etc/ca.pem}
+    password: "{{ rabbitmq_client_password }}"
 """
 
 RETURN = r"""

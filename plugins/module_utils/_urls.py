@@ -21,11 +21,23 @@ EXAMPLES = {
 _ENCODE = "write @ as %40, : as %3A, / as %2F, # as %23, ? as %3F, % as %25"
 
 
-def server_url(host: str, scheme: str, port: int, user: str, password: str, path: t.Any) -> str:
-    """Return the URL of a server; user, password and path may hold any character."""
+def server_url(
+    host: str,
+    scheme: str,
+    port: int,
+    user: str,
+    password: str,
+    path: t.Any,
+    options: t.Mapping[str, t.Any] | None = None,
+) -> str:
+    """Return the URL of a server; user, password and path may hold any character.
+
+    An option without a value is left out of the query.
+    """
     address = f"[{host}]" if ":" in str(host) and not str(host).startswith("[") else host
     credentials = f"{quote(str(user), safe='')}:{quote(str(password), safe='')}"
-    return f"{scheme}://{credentials}@{address}:{port}/{quote(str(path), safe='')}"
+    query = "&".join(f"{name}={quote(str(value), safe='/')}" for name, value in (options or {}).items() if value)
+    return f"{scheme}://{credentials}@{address}:{port}/{quote(str(path), safe='')}{'?' if query else ''}{query}"
 
 
 def url_problem(value: t.Any, kind: str) -> str:

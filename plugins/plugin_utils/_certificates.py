@@ -21,7 +21,7 @@ _MAKE = "Run 'ansible-playbook celeryops.hybrid.certificates', which makes"
 
 def now() -> datetime.datetime:
     """Return the present time, aware of its zone."""
-    return datetime.datetime.now(datetime.timezone.utc)
+    return datetime.datetime.now(datetime.UTC)
 
 
 def read_certificates(text: str) -> list[x509.Certificate]:
@@ -112,7 +112,10 @@ def _key_problems(text: str, setting: str, certificate: x509.Certificate) -> lis
     try:
         key = serialization.load_pem_private_key(text.encode(), password=None)
     except TypeError:
-        return [f"{setting} has a passphrase, which a server cannot type. Take it off, and encrypt the file with ansible-vault."]
+        return [
+            f"{setting} has a passphrase, which a server cannot type. Take it off, and encrypt the file with "
+            "ansible-vault."
+        ]
     except ValueError:
         return [f"{setting} holds no private key in PEM form. Name the right file."]
     form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
@@ -128,8 +131,8 @@ def _time_problems(certificates: t.Sequence[x509.Certificate], setting: str) -> 
             return [f"{setting} has expired on {certificate.not_valid_after_utc:%Y-%m-%d}. {remedy}."]
         if certificate.not_valid_before_utc > now():
             return [
-                f"{setting} is not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC. Look at the clock "
-                "of the control node, or renew it."
+                f"{setting} is not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC. Look at the "
+                "clock of the control node, or renew it."
             ]
     return []
 
@@ -162,4 +165,4 @@ def _covered(name: str, dns: t.Collection[str], addresses: t.Sequence[t.Any]) ->
     except ValueError:
         host = name.lower().rstrip(".")
         _label, _dot, domain = host.partition(".")
-        return host in dns or bool(domain) and f"*.{domain}" in dns
+        return host in dns or (bool(domain) and f"*.{domain}" in dns)

@@ -17,11 +17,12 @@ import json
 import os
 import pwd
 import signal
+import ssl
 import sys
 import traceback
 import types
 from typing import Any, NoReturn
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 SECONDS = 90
 CONNECT_SECONDS = 5
@@ -149,6 +150,18 @@ def masked(text: str, urls: list[str]) -> str:
     return text
 
 
+def reason_of(exc: Exception) -> str:
+    """Return what went wrong, as part of a sentence."""
+    return f"{type(exc).__name__}: {str(exc).strip().rstrip('.')}"
+
+
+def about_tls(exc: Exception, role: str) -> str:
+    """Return what else to look at, when it is TLS that failed."""
+    if "ssl" not in repr(exc).lower() and "certificate" not in str(exc).lower():
+        return ""
+    return f"; for TLS look at worker_{role}_tls, worker_{role}_tls_ca, worker_tls_certificate and {role}_tls_names"
+
+
 def login_broker(app: Any, url: str) -> str:
     """Log in to Redis; return the problem, or nothing."""
     del url
@@ -162,33 +175,33 @@ def login_broker(app: Any, url: str) -> str:
         try:
             connection.default_channel.client.ping()
         except Exception as exc:
-            reason = str(exc).strip().rstrip(".")
             return (
-                f"cannot log in to Redis: {type(exc).__name__}: {reason}. Correct worker_redis_user and redis_password "
-                "(or worker_broker_url), or run the role redis, which sets them."
+                f"cannot log in to Redis: {reason_of(exc)}. Correct worker_redis_user and redis_password (or "
+                f"worker_broker_url), or run the role redis, which sets them{about_tls(exc, 'redis')}."
             )
     return ""
 
 
 def login_results(app: Any, url: str) -> str:
     """Log in to RabbitMQ; return the problem, or nothing."""
-    del app
     from kombu import Connection
 
     problems = []
     for single in url.split(";"):
-        if not single.startswith("amqp://"):
-            # The certificates that TLS needs are options of the backend.
-            return ""
-        connection = Connection(single, connect_timeout=CONNECT_SECONDS)
+        parts = urlsplit(single)
+        tls: Any = False
+        if parts.scheme == "amqps":
+            options = {**app.conf.result_backend_transport_options, **dict(parse_qsl(parts.query))}
+            files = {name: options[name] for name in ("ca_certs", "certfile", "keyfile") if options.get(name)}
+            tls = {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": parts.hostname, **files}
+        connection = Connection(parts._replace(query="").geturl(), ssl=tls, connect_timeout=CONNECT_SECONDS)
         try:
             connection.connect()
         except Exception as exc:
-            reason = str(exc).strip().rstrip(".")
             problems.append(
-                f"cannot log in to RabbitMQ: {type(exc).__name__}: {reason}. Correct worker_rabbitmq_user, "
+                f"cannot log in to RabbitMQ: {reason_of(exc)}. Correct worker_rabbitmq_user, "
                 "rabbitmq_worker_password and worker_rabbitmq_vhost (or worker_result_backend), or run the role "
-                "rabbitmq, which sets them."
+                f"rabbitmq, which sets them{about_tls(exc, 'rabbitmq')}."
             )
         else:
             return ""

@@ -95,3 +95,11 @@ def test_endpoints() -> None:
         {"host": "fd00::1", "port": 5671},
     ]
     assert endpoints("redis+socket:///run/redis.sock") == []
+
+
+def test_options_stand_in_the_query() -> None:
+    options = {"ssl_cert_reqs": "required", "ssl_ca_certs": "/etc/ca & more.pem", "ssl_certfile": ""}
+    url = make("broker1", "rediss", 6380, "celery", SECRET, 0, options)
+    assert url.endswith("@broker1:6380/0?ssl_cert_reqs=required&ssl_ca_certs=/etc/ca%20%26%20more.pem")
+    assert problem(url, "broker") == ""
+    assert "?" not in make("broker1", "redis", 6379, "celery", "secretsecret", 0, {"ssl_certfile": ""})

@@ -9,7 +9,7 @@ from typing import Any
 from kombu.utils.url import parse_url
 
 from .report import Failed, Report, describe
-from .tcp import reach
+from .tcp import LEAST_DAYS, RENEW, reach, shaken
 
 PORTS = {"redis": 6379, "rediss": 6379, "sentinel": 26379, "sentinels": 26379, "valkey": 6379, "valkeys": 6379}
 # Reads of each kind of key that Celery keeps in Redis; none of them exists, so none of them costs anything.
@@ -64,6 +64,13 @@ class Broker:
             self._authenticated,
             remedy="See the log of redis-server on that host.",
             needs=["broker.reachable"],
+        )
+        report.run(
+            "broker.tls",
+            f"with rediss:// the server is verified, and its certificate good for {LEAST_DAYS} days",
+            self._encrypted,
+            remedy=RENEW,
+            needs=["broker.authenticated"],
         )
         report.run(
             "broker.authorised",
@@ -127,12 +134,22 @@ class Broker:
         except redis.exceptions.ConnectionError as exc:
             raise Failed(
                 f"the connection breaks before PING is answered: {exc}",
-                "Look whether TLS is spoken on one side only (redis:// or rediss://), "
-                "or whether maxclients is reached; see the log of redis-server.",
+                "Look whether TLS is spoken on one side only (redis:// or rediss://), at ssl_ca_certs and the name in "
+                "the certificate, or whether maxclients is reached; see the log of redis-server.",
             ) from exc
         if not answered:
             raise Failed(f"PING was answered with {answered!r}")
         return f"PONG for user {user}"
+
+    def _encrypted(self) -> str:
+        if not any(url.startswith("rediss://") for url in self.urls):
+            return "in clear, as broker_url says"
+        pool = self.client.connection_pool
+        connection = pool.get_connection()
+        try:
+            return shaken(connection._sock)
+        finally:
+            pool.release(connection)
 
     def _authorised(self) -> str:
         import redis

@@ -12,7 +12,7 @@ import amqp
 from kombu.utils.url import parse_url
 
 from .report import Failed, Report, describe
-from .tcp import reach
+from .tcp import LEAST_DAYS, RENEW, reach, shaken
 
 #: Names on the wire; DEAD_LETTERS and DLX are what failed tasks go to.
 EXCHANGE = "celery.results"
@@ -82,6 +82,13 @@ class Results:
             needs=["results.reachable"],
         )
         there = ["results.authenticated"]
+        report.run(
+            "results.tls",
+            f"with amqps:// the server is verified, and its certificate good for {LEAST_DAYS} days",
+            self._encrypted,
+            remedy=RENEW,
+            needs=there,
+        )
         streams = f"{STREAM.format(0)} to {STREAM.format(self.partitions - 1)}"
         for name, expected, probe in (
             ("results.exchange", f"{EXCHANGE} exists: direct, durable, not auto_delete", self._exchange),
@@ -213,6 +220,12 @@ class Results:
                 except (OSError, amqp.AMQPError):
                     connection.collect()
         return "; ".join(told)
+
+    def _encrypted(self) -> str:
+        if not any(url.startswith("amqps://") for url in self._urls):
+            return "in clear, as result_backend says"
+        with self.connect() as connection:
+            return shaken(connection.transport.sock)
 
     def _exchange(self) -> str:
         with self.connect() as connection:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import socket
+import ssl
+import time
+from typing import Any
 
 from .report import Failed
 
@@ -35,3 +38,35 @@ def reach(host: str, port: int, timeout: float) -> str:
         raise Failed(f"{place} does not answer within {timeout:g} s") from exc
     except OSError as exc:
         raise Failed(f"{place} cannot be reached: {exc.strerror or exc}") from exc
+
+
+#: A certificate that ends sooner fails its check: time enough to renew it by day.
+LEAST_DAYS = 7
+RENEW = (
+    "Renew the certificate of that host (playbook celeryops.hybrid.certificates, if it came from there) and run the "
+    "site playbook: nothing restarts for it."
+)
+
+
+def shaken(sock: Any) -> str:
+    """Tell how a connection is encrypted, and for how long its certificate is good.
+
+    Args:
+        sock: the socket of a connection that the checked client has made, so that these are its own rules.
+
+    Raises:
+        Failed: it is in clear, believes any server, or the certificate ends soon.
+    """
+    if not isinstance(sock, ssl.SSLSocket):
+        raise Failed("the connection is in clear")
+    if sock.context.verify_mode != ssl.CERT_REQUIRED or not sock.context.check_hostname:
+        raise Failed(
+            "certificate and name of the server are not verified",
+            "Write ssl_cert_reqs=required&ssl_check_hostname=true into the URL (the worker role does), and nothing "
+            "else into broker_use_ssl.",
+        )
+    ends = ssl.cert_time_to_seconds(str((sock.getpeercert() or {})["notAfter"]))
+    days = int((ends - time.time()) // 86400)
+    if days < LEAST_DAYS:
+        raise Failed(f"the certificate ends in {days} days")
+    return f"{sock.version()}, certificate and name verified, good for {days} days"
