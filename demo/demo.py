@@ -127,6 +127,8 @@ def up(workers: int, image: str) -> None:
     heading("Hosts")
     write_inventory(workers, image)
     testhosts("up", "-i", str(INVENTORY))
+    heading("Certificates: ansible-playbook -i .demo/inventory.yml celeryops.hybrid.certificates")
+    playbook("certificates")
     heading("Deploy: ansible-playbook -i .demo/inventory.yml celeryops.hybrid.site")
     deployed = recap(playbook("site"))
     print("\n".join(f"  {line}" for line in deployed))
@@ -135,7 +137,10 @@ def up(workers: int, image: str) -> None:
     print("\n".join(f"  {line}" for line in checks(verified)))
     heading(f"Done in {time.monotonic() - started:.0f} s. What runs where:")
     for host, address in addresses().items():
-        what = {"broker": "Redis: takes the tasks", "results": "RabbitMQ: keeps the results"}
+        what = {
+            "broker": "Redis: takes the tasks (TLS, port 6380)",
+            "results": "RabbitMQ: keeps the results (TLS, port 5671)",
+        }
         print(f"  {host:<10} {address:<14} {what.get(host.rstrip('0123456789'), 'Celery workers and the application')}")
     print(
         """

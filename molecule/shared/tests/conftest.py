@@ -25,10 +25,10 @@ def secrets() -> dict[str, str]:
 def root_shell() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a shell script as root on a host, with a text on its standard input: never in argv."""
 
-    def run(address: str, script: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    def run(address: str, script: str, stdin: str = "", timeout: float = 120) -> subprocess.CompletedProcess[str]:
         quoted = "'" + script.replace("'", "'\\''") + "'"
         command = ["ssh", "-F", str(STATE / "ssh_config"), address, f"sudo sh -c {quoted}"]
-        return subprocess.run(command, input=stdin, text=True, capture_output=True, check=False, timeout=120)
+        return subprocess.run(command, input=stdin, text=True, capture_output=True, check=False, timeout=timeout)
 
     return run
 
@@ -52,8 +52,10 @@ def addresses() -> dict[str, str]:
 def urls(secrets: dict[str, str], addresses: dict[str, str]) -> dict[str, str]:
     """The URLs that an application outside the worker hosts would use."""
     return {
-        "broker": f"redis://celery:{quote(secrets['redis'], safe='')}@{addresses['redis']}:6379/0",
-        "results": f"amqp://client:{quote(secrets['rabbitmq_client'], safe='')}@{addresses['rabbitmq']}:5672/celery",
+        "broker": f"rediss://celery:{quote(secrets['redis'], safe='')}@{addresses['redis']}:6380/0"
+        "?ssl_cert_reqs=required&ssl_check_hostname=true&ssl_ca_certs=/etc/celery/tls/redis-ca.pem",
+        "results": f"amqps://client:{quote(secrets['rabbitmq_client'], safe='')}@{addresses['rabbitmq']}:5671/celery"
+        "?ca_certs=/etc/celery/tls/rabbitmq-ca.pem",
     }
 
 

@@ -8,9 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[3]
 STATE = ROOT / ".cache" / "hosts"
 INVENTORY = ROOT / "molecule" / "inventory" / f"{os.environ.get('MOLECULE_SCENARIO_NAME', 'stack_on_debian12')}.yml"
+#: Of the hosts; also the folder of their certificates in STATE / "tls".
+PROJECT = yaml.safe_load(INVENTORY.read_text())["all"]["vars"]["test_host_project"]
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 30) -> Any:

@@ -9,11 +9,12 @@ import pytest
 from stack import wait_until
 
 testinfra_hosts = ["ansible://redis"]
+CLI = ["redis-cli", "-p", "6380", "--tls", "--cacert", "/etc/redis/tls/ca.pem"]
 
 
 def redis(root_shell, address, user, password, *command):
     """Run a command as a user of Redis; the password goes through the environment of the shell."""
-    call = shlex.join(["redis-cli", "--no-auth-warning", "--user", user, *command])
+    call = shlex.join([*CLI, "--no-auth-warning", "--user", user, *command])
     script = f"read -r REDISCLI_AUTH; export REDISCLI_AUTH; exec {call}"
     return root_shell(address, script, f"{password}\n").stdout.strip()
 
@@ -26,11 +27,11 @@ def test_service_is_enabled_and_runs(host):
 
 def test_listens_only_where_declared(host, address):
     listening = {line.split()[3] for line in host.check_output("ss -Hltn").splitlines()}
-    assert {socket for socket in listening if socket.endswith(":6379")} == {"127.0.0.1:6379", f"{address}:6379"}
+    assert {socket for socket in listening if ":63" in socket} == {"127.0.0.1:6380", f"{address}:6380"}
 
 
 def test_stranger_is_refused(host):
-    assert "NOAUTH" in host.run("redis-cli ping").stdout
+    assert "NOAUTH" in host.run(shlex.join([*CLI, "ping"])).stdout
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,11 @@ def test_memory_is_bounded(root_shell, address, secrets):
 @pytest.mark.parametrize("command", ["config get maxmemory", "flushall", "keys *", "acl list", "shutdown"])
 def test_celery_user_cannot_administrate(root_shell, address, secrets, command):
     assert "NOPERM" in redis(root_shell, address, "celery", secrets["redis"], *command.split())
+
+
+def test_keys_are_private(host):
+    files = host.check_output("find /etc/redis/tls -type f -printf '%f %U:%g %m\\n'").splitlines()
+    assert sorted(file.partition(" ")[2] for file in files) == ["0:redis 640"] * 2
 
 
 def test_files_with_secrets_are_private(host):

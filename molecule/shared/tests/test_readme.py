@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from stack import ROOT
+from stack import PROJECT, ROOT, STATE
 
 testinfra_hosts = ["ansible://redis"]
 SECRETS = {
@@ -25,10 +25,15 @@ def test_inventory_of_the_readme_works(ansible_playbook, addresses, secrets, tmp
     for group, documented in {"redis": "10.0.0.11", "rabbitmq": "10.0.0.12", "worker": "10.0.0.13"}.items():
         assert documented in text
         text = text.replace(documented, addresses[group])
+    # The scenario's hosts have what the README says about TLS as well.
+    tls = re.search(r"<!-- tls -->\n```yaml\n(.+?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    (tmp_path / "tls.yml").write_text(tls)
+    certificates = f"certificates_directory={STATE / 'tls' / PROJECT}"
     inventory = tmp_path / "inventory.yml"
     inventory.write_text(text)
     environment = {variable: secrets[name] for name, variable in SECRETS.items()}
-    done = ansible_playbook("site", "--check", "--diff", "--user", "ops", inventory=inventory, environment=environment)
+    arguments = ["--check", "--diff", "--user", "ops", "-e", f"@{tmp_path / 'tls.yml'}", "-e", certificates]
+    done = ansible_playbook("site", *arguments, inventory=inventory, environment=environment)
     assert done.returncode == 0, done.stdout
     # Broker and result store are what the README's inventory declares, so nothing would change there.
     recap = dict(re.findall(r"^(\w+)\s+: ok=\d+\s+changed=(\d+)", done.stdout, re.MULTILINE))

@@ -23,6 +23,17 @@ REFUSALS = {
     ),
     "wrong type": ("redis", {"redis_port": "many"}, r"redis_port.*(int|number)"),
     "eviction": ("redis", {"redis_config": {"maxmemory-policy": "allkeys-lru"}}, r"maxmemory-policy.*noeviction"),
+    "certificate that is not there": (
+        "redis",
+        {"redis_tls_certificate": "/nowhere/broker1.pem"},
+        r"redis_tls_certificate \(/nowhere/broker1.pem\).*celeryops.hybrid.certificates",
+    ),
+    "certificate for another name": (
+        "rabbitmq",
+        {"rabbitmq_tls_names": ["results.example.org"]},
+        r"rabbitmq_tls_certificate.*is not for results.example.org",
+    ),
+    "no port at all": ("redis", {"redis_tls_enabled": False}, r"redis_plain_enabled is false.*redis_tls_enabled"),
     "application that is not there": ("worker", {"worker_app_source": "/nowhere"}, r"worker_app_source.*/nowhere"),
     "limit above the visibility timeout": (
         "worker",

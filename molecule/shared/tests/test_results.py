@@ -41,18 +41,23 @@ def test_service_is_enabled_and_runs(host):
 def test_listens_only_where_declared(host, address):
     wait_until(lambda: ":15672 " in host.check_output("ss -Hltn"))
     listening = {line.split()[3] for line in host.check_output("ss -Hltn").splitlines()}
-    own = {socket for socket in listening if socket.rsplit(":", 1)[1] in ("4369", "5672", "15672", "25672")}
-    loopback = {"127.0.0.1:4369", "127.0.0.1:5672", "127.0.0.1:15672", "127.0.0.1:25672"}
-    assert own == {*loopback, f"{address}:5672"}
+    own = {socket for socket in listening if socket.rsplit(":", 1)[1] in ("4369", "5671", "5672", "15672", "25672")}
+    loopback = {"127.0.0.1:4369", "127.0.0.1:5671", "127.0.0.1:15672", "127.0.0.1:25672"}
+    assert own == {*loopback, f"{address}:5671"}
     # Nothing else of RabbitMQ listens to the network.
     foreign = {socket for socket in listening if not socket.startswith(("127.", "[::1]"))}
-    assert {socket.rsplit(":", 1)[1] for socket in foreign} == {"22", "5672"}
+    assert {socket.rsplit(":", 1)[1] for socket in foreign} == {"22", "5671"}
 
 
 def test_cookie_is_private(host):
     cookie = host.file("/var/lib/rabbitmq/.erlang.cookie")
     assert (cookie.user, cookie.group, cookie.mode) == ("rabbitmq", "rabbitmq", 0o400)
     assert len(cookie.content_string) >= 20
+
+
+def test_keys_are_private(host):
+    files = host.check_output("find /etc/rabbitmq/tls -type f -printf '%f %U:%g %m\\n'").splitlines()
+    assert sorted(files) == ["ca.pem 0:rabbitmq 640", "server.pem 0:rabbitmq 640"]
 
 
 def test_only_declared_users_and_no_guest(api):

@@ -43,7 +43,7 @@ def test_one_variable_says_where_results_go(host):
     assert host.check_output("grep -rlE 'amqps?://' /etc/celery /etc/systemd/system").split() == [
         "/etc/celery/celery.env"
     ]
-    assert host.check_output("grep -c ^CELERY_RESULT_BACKEND=.*amqp:// /etc/celery/celery.env") == "1"
+    assert host.check_output("grep -c ^CELERY_RESULT_BACKEND=.*amqps:// /etc/celery/celery.env") == "1"
 
 
 @pytest.mark.parametrize(
