@@ -313,6 +313,98 @@ RABBITMQ = (
     ),
 )
 
+# Of those who have TLS.
+TLS = (
+    Row(
+        "redis",
+        "/etc/redis/tls",
+        "mode=0750",
+        "mode=0755",
+        "chmod 0755 /etc/redis/tls",
+        ("redis: Make the folder for certificates",),
+    ),
+    Row(
+        "redis",
+        "/etc/redis/tls/ca.pem",
+        "mode=0640",
+        "mode=0666",
+        "chmod 0666 /etc/redis/tls/ca.pem",
+        ("redis: Write the authority",),
+    ),
+    Row(
+        "redis",
+        "/etc/redis/tls/server-",
+        SECRET,
+        SECRET,
+        "chmod 0644 /etc/redis/tls/server-*.pem",
+        ("redis: Write key and certificate",),
+    ),
+    Row(
+        "redis",
+        "/etc/redis/tls/server.pem",
+        "/etc/redis/tls/server-",
+        "/etc/redis/tls/ca.pem",
+        "ln -sfn /etc/redis/tls/ca.pem /etc/redis/tls/server.pem",
+        ("redis: Give them a name that stays the same, for people and for redis-cli",),
+    ),
+    Row(
+        "redis",
+        "/etc/redis/tls/server-old.pem",
+        "absent",
+        "file",
+        "echo old >/etc/redis/tls/server-old.pem",
+        ("redis: Remove certificates that are no longer used",),
+    ),
+    Row(
+        "rabbitmq",
+        "/etc/rabbitmq/tls",
+        "mode=0750",
+        "mode=0755",
+        "chmod 0755 /etc/rabbitmq/tls",
+        ("rabbitmq: Make the folder for certificates",),
+    ),
+    Row(
+        "rabbitmq",
+        "/etc/rabbitmq/tls/ca.pem",
+        "mode=0640",
+        "mode=0666",
+        "chmod 0666 /etc/rabbitmq/tls/ca.pem",
+        ("rabbitmq: Write the authority",),
+    ),
+    Row(
+        "rabbitmq",
+        "/etc/rabbitmq/tls/server.pem",
+        SECRET,
+        SECRET,
+        "chmod 0644 /etc/rabbitmq/tls/server.pem",
+        ("rabbitmq: Write key and certificate",),
+    ),
+    Row(
+        "worker",
+        "/etc/celery/tls",
+        "mode=0750",
+        "mode=0755",
+        "chmod 0755 /etc/celery/tls",
+        ("worker: Make the folder for certificates",),
+    ),
+    Row(
+        "worker",
+        "/etc/celery/tls/redis-ca.pem",
+        "mode=0640",
+        "mode=0666",
+        "chmod 0666 /etc/celery/tls/redis-ca.pem",
+        ("worker: Write the authorities of the servers",),
+    ),
+    Row(
+        "worker",
+        "/etc/celery/tls/client.pem",
+        SECRET,
+        SECRET,
+        "chmod 0644 /etc/celery/tls/client.pem",
+        ("worker: Write key and certificate of the workers",),
+    ),
+)
+
 WORKER = (
     Row(
         "worker",
@@ -500,7 +592,7 @@ HIDING = (
     ),
 )
 
-ROWS = REDIS + RABBITMQ + WORKER + HIDING
+ROWS = REDIS + RABBITMQ + TLS + WORKER + HIDING
 
 # Managing tasks that no row can break, and why.
 EXEMPT = {
@@ -511,6 +603,9 @@ EXEMPT = {
     "redis: Keep the kernel settings": "the kernel of a container belongs to its host",
     "redis: Apply kernel settings that have drifted": "the kernel of a container belongs to its host",
     "redis: Restart for what cannot be changed live": "announces a handler; the finding is that of the task before it",
+    "rabbitmq: Let RabbitMQ take up the certificate of its file": "test_certificates.py of the stack breaks it",
+    "rabbitmq: Remove key and certificate that are not used": "of hosts without TLS",
+    "worker: Remove key and certificate that are not used": "of workers that no server asks for a certificate",
     "worker: Add the group": "the primary group of a user cannot be deleted",
     "worker: Keep the last ones, to go back to, and remove the others": "follows from another environment",
 }
