@@ -5,6 +5,7 @@ The environment says where they are:
 CELERY_HYBRID_TEST_RESULTS     AMQP URL of a user with the rights of a client, in a vhost with the declared topology
 CELERY_HYBRID_TEST_WORKER      the same for a user with the rights of a worker
 CELERY_HYBRID_TEST_BROKER      Redis URL
+CELERY_HYBRID_TEST_BROKER_ADMIN  the same for a user who may kill connections
 CELERY_HYBRID_TEST_SHELL       runs one more argument, a script, as root on the RabbitMQ host: 'podman exec NAME sh -c'
 CELERY_HYBRID_TEST_PARTITIONS  number of streams, 16 when unset
 

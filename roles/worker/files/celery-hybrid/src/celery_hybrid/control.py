@@ -15,9 +15,11 @@ from celery_hybrid.store import stores_of
 
 @inspect_command(name="result_store")  # type: ignore[untyped-decorator]
 def inspected(state: Any) -> dict[str, Any]:
-    """Circuit to RabbitMQ, outbox, refused results, and chords that are counted here."""
+    """Circuit to RabbitMQ, outboxes, refused results, dead letters, and chords that are counted here."""
     stores = stores_of(state.app)
-    return dict(stores[0].state()) if stores else {}
+    letters = getattr(state.consumer, "dead_letters", None)
+    counts = {} if letters is None else {"put_away": dict(letters.counts)}
+    return stores[0].state() | counts if stores else {}
 
 
 @click.command(cls=CeleryCommand)
@@ -50,6 +52,13 @@ def described(state: dict[str, Any]) -> str:
         if outbox["oldest"]:
             words.append(f"the oldest of {datetime.fromtimestamp(outbox['oldest'], UTC):%Y-%m-%d %H:%M:%S} UTC")
         words += [f"{outbox[name]} {name}" for name in ("refused", "dropped") if outbox[name]]
+    waiting = state.get("dead_letters", {}).get("count")
+    if waiting:
+        words.append(f"{waiting} dead letters in their outbox")
+    if state.get("put_away"):
+        words.append(
+            "put away: " + ", ".join(f"{count} {reason}" for reason, count in sorted(state["put_away"].items()))
+        )
     if state["chords"]["chords"]:
         words.append("{chords} chords with {parts} parts are counted here".format(**state["chords"]))
     if state["failure"]:
