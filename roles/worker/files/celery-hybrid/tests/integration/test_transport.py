@@ -6,10 +6,14 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 import uuid
+from pathlib import Path
 
 import kombu
 import pytest
@@ -215,12 +219,15 @@ def test_a_broadcast_reaches_all(broker, kind):
     def queue():
         return Queue(f"all-{uuid.uuid4().hex}", Exchange("celery.pidbox", type="fanout"), auto_delete=True)
 
-    readers = [Reader(broker.connect(kind), [queue()], no_ack=True) for _ in range(2)]
+    # Without a prefix: users of Redis may hear certain channels only.
+    readers = [Reader(broker.connect(kind, global_keyprefix=""), [queue()], no_ack=True) for _ in range(2)]
     for reader in readers:
         reader.drain(0.3)
     exchange = Exchange("celery.pidbox", type="fanout")
-    broker.connect(other(kind)).Producer(serializer="json").publish(7, exchange=exchange, declare=[exchange])
-    assert [reader.read(1) for reader in readers] == [[7], [7]]
+    order = {"method": "nothing", "destination": ["nobody"]}
+    producer = broker.connect(other(kind), global_keyprefix="").Producer(serializer="json")
+    producer.publish(order, exchange=exchange, declare=[exchange])
+    assert [reader.read(1) for reader in readers] == [[order], [order]]
 
 
 # -- together
@@ -528,3 +535,100 @@ def test_a_script_that_redis_has_forgotten(broker):
     assert reader.read(2) == [1, 2]
     reader.messages[1].requeue()
     assert reader.read(3) == [1, 2, 2]
+
+
+# -- workers
+
+
+@pytest.fixture
+def start(broker, tmp_path):
+    """Start workers of an application that notes in a file what was done."""
+    file = tmp_path / "done"
+    file.touch()
+    # No prefix: remote control needs channels that users of Redis may hear.
+    names = {name: broker.key(name) for name in ("unacked_key", "unacked_index_key", "undecodable_key")}
+    options = {"sep": ":", "visibility_timeout": 3, "unacked_restore_interval": 1, **names}
+    environment = {**os.environ, "TRANSPORT_TEST_FILE": str(file), "TRANSPORT_TEST_OPTIONS": json.dumps(options)}
+    workers = []
+
+    def started(kind="atomic", pool="prefork"):
+        log = tmp_path / f"worker-{len(workers)}.log"
+        with log.open("w") as output:
+            worker = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "celery", "-A", "transport_tasks", "worker", "-P", pool, "-c", "2"),
+                    *("-Q", broker.key("q"), "-n", f"{uuid.uuid4().hex}@test", "-l", "INFO"),
+                    *("--without-mingle", "--without-gossip"),
+                ],
+                cwd=Path(__file__).parent,
+                env={**environment, "TRANSPORT_TEST_KIND": kind},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        worker.log = log
+        workers.append(worker)
+        _until(lambda: " ready." in log.read_text(), 40, log.read_text)
+        return worker
+
+    started.done = lambda: file.read_text().split()
+    started.names = names
+    yield started
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+
+
+def _until(condition, seconds, explain=str):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, explain()
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def note(broker):
+    """Send a task, with stock kombu."""
+    from transport_tasks import app
+
+    with broker.connect("stock", global_keyprefix="") as connection:
+        yield lambda *args, **options: app.send_task(
+            "transport.note", args, connection=connection, queue=broker.key("q"), **options
+        )
+
+
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+def test_a_worker(broker, start, note, pool):
+    worker = start(pool=pool)
+    for number in range(40):
+        note(number, priority=number % 10)
+    note("later", countdown=1)
+    broker.redis.lpush(broker.key("q"), "no message")
+    _until(lambda: "later" in start.done(), 20, worker.log.read_text)
+    assert sorted(start.done()) == sorted([*map(str, range(40)), "later"])
+    _until(lambda: not broker.redis.hlen(start.names["unacked_key"]), 5)
+    assert broker.redis.llen(start.names["undecodable_key"]) == 1
+    from transport_tasks import app
+
+    with broker.connect("stock", global_keyprefix="") as connection:
+        name = re.search(r"celery@\S+|\w+@test", worker.log.read_text()).group()
+        assert app.control.ping([name], timeout=5, connection=connection) == [{name: {"ok": "pong"}}]
+    assert worker.poll() is None
+
+
+@pytest.mark.parametrize("restorer", KINDS)
+def test_the_tasks_of_a_lost_worker_run_soon(broker, start, note, restorer):
+    worker = start()
+    for number in range(2):
+        note(number, 60)
+    _until(lambda: broker.redis.hlen(start.names["unacked_key"]) == 2, 20, worker.log.read_text)
+    os.killpg(worker.pid, signal.SIGKILL)
+    lost = time.monotonic()
+    if restorer == "stock":
+        # What it is about is that stock kombu reads our entries; its sweep is slow by default.
+        tags = broker.redis.hkeys(start.names["unacked_key"])
+        broker.redis.zadd(start.names["unacked_index_key"], dict.fromkeys(tags, 1))
+    second = start(restorer)
+    _until(lambda: second.log.read_text().count("received") == 2, 15, second.log.read_text)
+    print(f"restored after {time.monotonic() - lost:.1f} s, visibility timeout 3 s, start of the worker included")
