@@ -226,12 +226,12 @@ def main() -> None:
 
     print(f"{'':<44}{'ours':>10}{'stock':>10} {'':<11}{'ratio':>6}")
     for prefetch in (1, 4, 32):
-        figures = compared(rounds, lambda kind, n=prefetch: take(url, kind, 5000 // part, n))  # type: ignore[misc]
+        figures = compared(rounds, lambda kind, n=prefetch: take(url, kind, 2000 // part, n))  # type: ignore[misc]
         row(f"take and acknowledge, prefetch {prefetch}", *figures, "/s")
-    figures = compared(rounds, lambda kind: only_take(url, kind, 5000 // part, 100_000))
+    figures = compared(rounds, lambda kind: only_take(url, kind, 2000 // part, 100_000))
     row("take, prefetch 100,000", *figures, "/s")
     for pool in ("solo", "prefork"):
-        figures = compared(rounds, lambda kind, p=pool: tasks(url, kind, 5000 // part, p))  # type: ignore[misc]
+        figures = compared(rounds, lambda kind, p=pool: tasks(url, kind, 2000 // part, p))  # type: ignore[misc]
         row(f"tasks of a worker, {pool}", *figures, "/s")
     delays: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for _ in range(rounds):
