@@ -32,6 +32,15 @@ DEAD_LETTER_QUEUE = "celery.dead_letters"
 REFUSED_RESULT_KEY = "result.refused"
 """Routing key of a result that a reader did not accept."""
 
+REFUSED_EXCHANGE = "celery.refused"
+"""Direct exchange of refused results, from which only they reach the dead letters: all that clients may send there."""
+
+
+def letters_exchange(routing_key: str) -> str:
+    """Return the exchange that a dead letter is published to."""
+    return REFUSED_EXCHANGE if routing_key == REFUSED_RESULT_KEY else DEAD_LETTER_EXCHANGE
+
+
 TASK_KEY_PREFIX = "task."
 """Begins the routing key of a task's dead letter; its reason follows, see :mod:`celery_hybrid.dead_letters`."""
 

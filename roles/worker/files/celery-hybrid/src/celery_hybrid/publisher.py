@@ -11,7 +11,7 @@ from celery import states
 from celery_hybrid.confirms import ConfirmedChannel
 from celery_hybrid.connection import Link, Servers, translated
 from celery_hybrid.errors import ResultStoreUnreachableError, TopologyError
-from celery_hybrid.names import DEAD_LETTER_EXCHANGE
+from celery_hybrid.names import letters_exchange
 from celery_hybrid.options import Options
 from celery_hybrid.records import Record
 
@@ -77,7 +77,7 @@ class Publisher:
 
     def dead_letter(self, message: amqp.Message, routing_key: str) -> None:
         """Publish a dead letter, and return when it is confirmed; raises what :meth:`publish` does."""
-        self._send(message, DEAD_LETTER_EXCHANGE, routing_key, None)
+        self._send(message, letters_exchange(routing_key), routing_key, None)
 
     def _send(
         self, message: amqp.Message, exchange: str, routing_key: str, patience: float | None, wait: bool = True

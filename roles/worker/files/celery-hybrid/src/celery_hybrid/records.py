@@ -15,11 +15,11 @@ from celery import states
 
 from celery_hybrid.names import (
     CHORDS_QUEUE,
-    DEAD_LETTER_EXCHANGE,
     JOURNAL_QUEUE,
     RESULTS_EXCHANGE,
     TASK_KEY_PREFIX,
     archive_stream,
+    letters_exchange,
     partition_of,
     reply_queue,
 )
@@ -155,7 +155,7 @@ class Record:
     @property
     def exchange(self) -> str:
         """The exchange that it is published to."""
-        return DEAD_LETTER_EXCHANGE if self.kind == DEAD_LETTER else RESULTS_EXCHANGE
+        return letters_exchange(self.subject) if self.kind == DEAD_LETTER else RESULTS_EXCHANGE
 
     @property
     def key(self) -> tuple[str, str]:

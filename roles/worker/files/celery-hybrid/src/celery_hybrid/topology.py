@@ -16,6 +16,8 @@ from celery_hybrid.names import (
     DEAD_LETTER_EXCHANGE,
     DEAD_LETTER_QUEUE,
     JOURNAL_QUEUE,
+    REFUSED_EXCHANGE,
+    REFUSED_RESULT_KEY,
     RESULTS_EXCHANGE,
     SEGMENT_BYTES,
     archive_stream,
@@ -93,6 +95,8 @@ def declare(connection: amqp.Connection, options: Options, expires: float | None
     with translated(_CHECKING), connection.channel() as channel:
         channel.exchange_declare(RESULTS_EXCHANGE, "direct", durable=True, auto_delete=False)
         channel.exchange_declare(DEAD_LETTER_EXCHANGE, "topic", durable=True, auto_delete=False)
+        channel.exchange_declare(REFUSED_EXCHANGE, "direct", durable=True, auto_delete=False)
+        channel.exchange_bind(DEAD_LETTER_EXCHANGE, REFUSED_EXCHANGE, REFUSED_RESULT_KEY)
     for partition in range(options.partitions):
         name = archive_stream(partition)
         _declare_queue(connection, name, streams, RESULTS_EXCHANGE, name)

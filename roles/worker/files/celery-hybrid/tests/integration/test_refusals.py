@@ -38,5 +38,5 @@ def test_a_refused_result_becomes_one_dead_letter(app, shell, content_type):
 
 
 def test_a_client_can_send_no_other_dead_letters(app):
-    with pytest.raises(ResultStoreError, match=r"access to topic 'task\.failed' .* refused"):
+    with pytest.raises(ResultStoreError, match=r"access to exchange 'celery\.dlx' .* refused"):
         app.backend.store.dead_letter(amqp.Message(b"{}"), "task.failed")
