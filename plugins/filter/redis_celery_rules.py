@@ -16,12 +16,33 @@ options:
     description: Number of the database. The channels of remote control and events carry it.
     type: int
     required: true
+  role:
+    description:
+      - V(worker), or V(producer) for an application that only sends tasks. That one can neither read nor take nor
+        delete what is in a queue.
+    type: str
+    choices: [worker, producer]
+    default: worker
+  keys:
+    description: Patterns of keys.
+    type: list
+    elements: str
+    default: ['*']
+  commands:
+    description: More commands, for a version of Celery that needs them.
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""
 - name: Show the rules for database 0
   ansible.builtin.debug:
     msg: "{{ 0 | celeryops.hybrid.redis_celery_rules }}"
+
+- name: Show the rules of an application that only sends tasks
+  ansible.builtin.debug:
+    msg: "{{ 0 | celeryops.hybrid.redis_celery_rules('producer') }}"
 """
 
 RETURN = r"""
@@ -34,9 +55,9 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.celeryops.hybrid.plugins.module_utils._redis import celery_rules
 
 
-def redis_celery_rules(value):
+def redis_celery_rules(value, role="worker", keys=("*",), commands=()):
     try:
-        return celery_rules(value)
+        return celery_rules(value, role, keys, commands)
     except (ValueError, KeyError, TypeError) as error:
         raise AnsibleFilterError(f"celeryops.hybrid.redis_celery_rules: {error}") from error
 

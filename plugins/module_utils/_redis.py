@@ -106,25 +106,98 @@ def render_acl(users: t.Iterable[User]) -> str:
     return "".join(f"user {' '.join(_words(user))}\n" for user in users)
 
 
-def celery_rules(database: t.Any) -> list[str]:
-    """Return the least rights with which Celery's workers and clients run on *database*.
+class Right(t.NamedTuple):
+    """Commands that belong together, and why Celery needs them."""
 
-    A pattern subscription must match an allowed channel literally, so that ``&/0.*`` would not do.
+    why: str
+    worker: str
+    producer: str = ""
+
+
+# Found by running stock workers and applications of Celery 5.7: tests/modules/test_redis_rights.py fails when one is
+# missing, and when one is not used. AUTH and HELLO are always allowed. redis-py also sends CLIENT SETINFO; Redis 7.0
+# does not have it and refuses a rule with it, so that the role adds it where it exists (__redis_celery_commands).
+CELERY_RIGHTS = (
+    Right(
+        "connect, choose the database, tell a name, see whether the connection lives",
+        "ping select client|setname",
+        "ping select client|setname",
+    ),
+    Right("send a task: into the list of its queue, which may expire", "lpush pexpire", "lpush"),
+    Right("declare a queue and see its length", "llen exists", "llen"),
+    Right("tables of bindings: which queue hears which exchange", "sadd smembers srem", "sadd smembers"),
+    Right(
+        "bindings that expire, and releasing a lock, by scripts (their commands need these rights as well)",
+        "evalsha script|load script|exists time zadd zrangebyscore zrem",
+    ),
+    Right("take a task", "brpop rpop"),
+    Right(
+        "tasks that were taken: keep them until they are acknowledged, put back those of a worker that died",
+        "multi exec watch unwatch zadd zrem zrange hset hget hdel rpush",
+        "multi exec",
+    ),
+    Right("the lock of the worker that puts back", "set get del"),
+    Right("empty and remove a queue", "llen del"),
+    Right(
+        "remote control and events of workers",
+        "publish psubscribe punsubscribe",
+        "publish",
+    ),
+    Right(
+        "take a task in one step by a script of celery-hybrid, and hear when there is one",
+        "eval hsetnx zscore lindex lrem client|tracking blmove",
+    ),
+    Right("the checks of C(celery_verify)", "hlen zcard scard scan dbsize lindex lrange lrem"),
+)
+
+# A pattern subscription must match an allowed channel literally, so that '&/0.*' would not do.
+_WORKER_CHANNELS = (
+    "/{0}.celery.pidbox",
+    "/{0}.celeryev",
+    "/{0}.celeryev/*",
+    "/{0}.celeryev/worker.*",
+    # Silent unless notify-keyspace-events says otherwise.
+    "__keyspace@{0}__:*",
+    "__keyevent@{0}__:*",
+)
+
+
+def _unique(texts: t.Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(word for text in texts for word in text.split()))
+
+
+def celery_rules(
+    database: t.Any, role: str = "worker", keys: t.Sequence[str] = ("*",), commands: t.Sequence[str] = ()
+) -> list[str]:
+    """Return the least rights with which Celery runs on *database*.
+
+    Args:
+        database: its number, which is part of the names of channels.
+        role: ``worker``, or ``producer`` for an application that only sends tasks: it can neither read nor take nor
+            delete what is in a queue.
+        keys: patterns of keys.
+        commands: more commands, for a version of Celery that needs them.
+
+    Raises:
+        ValueError: the role is neither.
     """
     number = int(database)
-    channels = ("celery.pidbox", "celeryev", "celeryev/*", "celeryev/worker.*")
-    categories = ("connection", "transaction", "pubsub", "scripting", "list", "hash", "set", "sortedset", "string")
-    return [
-        "~*",
-        "resetchannels",
-        *(f"&/{number}.{channel}" for channel in channels),
-        "-@all",
-        *(f"+@{category}" for category in categories),
-        "+@keyspace",
-        "-@dangerous",
-        "-@admin",
-        "+time",
-    ]
+    if role == "worker":
+        own = _unique(right.worker for right in CELERY_RIGHTS)
+        limits = [f"~{key}" for key in keys]
+        channels = [f"&{channel.format(number)}" for channel in _WORKER_CHANNELS]
+        selectors = []
+    elif role == "producer":
+        own = _unique(right.producer for right in CELERY_RIGHTS)
+        tables = {"sadd", "smembers"}
+        own = [command for command in own if command not in tables]
+        # Written, never read.
+        limits = [f"%W~{key}" for key in keys]
+        channels = [f"&/{number}.celeryev/*"]
+        selectors = ["(-@all +sadd +smembers ~_kombu.binding*)"]
+    else:
+        raise ValueError(f"{role!r} is neither 'worker' nor 'producer'")
+    return [*limits, "resetchannels", *channels, "-@all", *(f"+{word}" for word in [*own, *commands]), *selectors]
 
 
 def _canonical(name: str, value: str) -> str:

@@ -20,6 +20,8 @@ import pytest
 import yaml
 from ansible.module_utils.testing import patch_module_args
 
+from redis_servers import OWN_PORT, SHARED_PORT, VERSIONS, Server
+
 ROOT = Path(__file__).resolve().parents[2]
 STATE = ROOT / ".cache" / "hosts"
 HOSTS = yaml.safe_load(Path(os.environ["MODULES_INVENTORY"]).read_text())["all"]["children"]["redis"]["hosts"]
@@ -97,3 +99,48 @@ def run_module(module: Any, check: bool = False, **arguments: Any) -> dict[str, 
 def module() -> Any:
     """``module(name_of_imported_module, check=False, **arguments)``."""
     return run_module
+
+
+@pytest.fixture(scope="module", params=VERSIONS, ids="-".join)
+def machine(request: pytest.FixtureRequest, all_hosts: dict[str, Any]) -> tuple[Any, str]:
+    """A host that has the program; the package of Valkey would start a service on the broker's port."""
+    name, program = request.param
+    host = all_hosts[name]
+    if program == "valkey":
+        host.shell(
+            "test -e /usr/bin/valkey-server || { systemctl mask --quiet valkey-server;"
+            " DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends valkey-server; }"
+        )
+    return host, program
+
+
+@pytest.fixture(scope="module")
+def shared(machine: tuple[Any, str], module: Any) -> Iterator[Server]:
+    server = Server(*machine, module, SHARED_PORT)
+    server.start()
+    with server.host.tunnel(SHARED_PORT) as server.port:
+        yield server
+    server.remove()
+
+
+@pytest.fixture
+def server(shared: Server) -> Iterator[Server]:
+    """A server as it was made, for all that can be undone live."""
+    words = shared.call("CONFIG", "GET", "*")
+    yield shared
+    shared.restore(dict(zip(words[0::2], words[1::2], strict=True)))
+
+
+@pytest.fixture(scope="module")
+def own_port(machine: tuple[Any, str]) -> Iterator[int]:
+    with machine[0].tunnel(OWN_PORT) as port:
+        yield port
+
+
+@pytest.fixture
+def own(machine: tuple[Any, str], module: Any, own_port: int) -> Iterator[Server]:
+    """A server of one test, not yet started."""
+    server = Server(*machine, module, OWN_PORT)
+    server.port = own_port
+    yield server
+    server.remove()

@@ -53,15 +53,12 @@ def test_redis_acl_holds_no_password_in_clear():
     assert "0a8c5bd2a6e94f3f9d17c2be" not in text
 
 
-def test_celery_may_neither_administrate_nor_empty_redis():
-    rules = load("redis_celery_rules")(3)
-    assert rules.index("-@all") < rules.index("+@list") < rules.index("-@dangerous") < rules.index("-@admin")
-    assert [rule for rule in rules if rule.startswith("&")] == [
-        "&/3.celery.pidbox",
-        "&/3.celeryev",
-        "&/3.celeryev/*",
-        "&/3.celeryev/worker.*",
-    ]
+def test_celery_has_single_commands_and_producers_have_fewer():
+    rules = load("redis_celery_rules")
+    assert set(rules(3, "producer")[3:-1]) < set(rules(3))
+    assert "+hgetall" in rules(3, commands=["hgetall"])
+    with pytest.raises(AnsibleFilterError, match="neither 'worker' nor 'producer'"):
+        rules(3, "admin")
 
 
 def test_rabbitmq_hash_is_salted():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -309,12 +310,35 @@ def test_a_line_break_cannot_smuggle_a_setting_in() -> None:
         redis.render_config([{"name": "dir", "value": "/x\nrequirepass y"}])
 
 
-def test_celery_gets_the_channels_of_its_database_only() -> None:
+def test_workers_get_the_channels_of_their_database_only() -> None:
     rules = redis.celery_rules(3)
     assert [rule for rule in rules if rule.startswith("&")] == [
         "&/3.celery.pidbox",
         "&/3.celeryev",
         "&/3.celeryev/*",
         "&/3.celeryev/worker.*",
+        "&__keyspace@3__:*",
+        "&__keyevent@3__:*",
     ]
-    assert rules.index("-@all") < rules.index("+@list") < rules.index("-@dangerous")
+    assert rules[0] == "~*"
+    assert "-@all" in rules
+    assert not any(rule.startswith("+@") for rule in rules)
+
+
+def test_producers_write_and_do_not_read() -> None:
+    rules = redis.celery_rules(3, "producer", ["celery*"], ["hgetall"])
+    assert rules[0] == "%W~celery*"
+    assert rules[-1] == "(-@all +sadd +smembers ~_kombu.binding*)"
+    assert "+hgetall" in rules
+    assert not {"+lrange", "+brpop", "+del", "+smembers", "+evalsha"} & set(rules)
+
+
+def test_the_readme_gives_the_rights_and_their_reasons() -> None:
+    readme = (Path(__file__).parents[4] / "roles/redis/README.md").read_text()
+    for why, worker, producer in redis.CELERY_RIGHTS:
+        assert row(why, worker, producer) in readme
+
+
+def row(why: str, *columns: str) -> str:
+    cells = (f"`{cell}`".replace("|", "\\|") if cell else "" for cell in columns)
+    return f"| {why} | {' | '.join(cells)} |"
