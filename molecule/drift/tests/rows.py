@@ -248,7 +248,7 @@ RABBITMQ = (
     Row(
         "rabbitmq",
         "celery/client/celery.dlx",
-        r"^result\.refused$",
+        "absent",
         ".*",
         """api PUT topic-permissions/celery/client '{"exchange": "celery.dlx", "write": ".*", "read": ".*"}'""",
         ("rabbitmq: topic_permissions",),
