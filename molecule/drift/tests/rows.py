@@ -281,7 +281,7 @@ RABBITMQ = (
         "api DELETE exchanges/celery/celery.dlx",
         ("rabbitmq: exchanges",),
         layer="object",
-        more=("bindings celery/celery.dlx",),
+        more=("bindings celery/celery.dlx", "bindings celery/celery.refused"),
     ),
     Row(
         "rabbitmq",
