@@ -48,7 +48,13 @@ def test_one_variable_says_where_results_go(host):
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("KillMode", "mixed"), ("KillSignal", "3"), ("Restart", "always"), ("NoNewPrivileges", "yes"), ("User", "celery")],
+    [
+        ("KillMode", "mixed"),
+        ("KillSignal", "15"),
+        ("Restart", "always"),
+        ("NoNewPrivileges", "yes"),
+        ("User", "celery"),
+    ],
 )
 @pytest.mark.parametrize("unit", UNITS[:2])
 def test_unit(host, unit, setting, value):
