@@ -13,8 +13,8 @@ import pytest
 import redis
 from celery.exceptions import Retry
 
+from celery_hybrid.guard import BeingDoneError, Claim, Guard, LostClaimError
 from payments import app, tasks
-from payments.guard import BeingDoneError, Claim, Guard, LostClaimError
 from payments.provider import PaymentDeclinedError, Provider, ProviderUnavailableError
 
 
@@ -34,7 +34,7 @@ def payment_id() -> str:
 
 @pytest.fixture
 def guard(server: redis.Redis) -> Guard:
-    return Guard(server, lease=5, keep=60)
+    return Guard(server, lease=5, keep=60, prefix="payments:guard:")
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +98,7 @@ def test_runs_at_the_same_time_charge_once(server: redis.Redis, payment_id: str)
 
 
 def test_while_another_run_is_at_work_this_one_waits(server: redis.Redis, payment_id: str) -> None:
-    guard = Guard(server, lease=tasks.LEASE, keep=tasks.KEEP)
+    guard = Guard(server, lease=tasks.LEASE, keep=tasks.KEEP, prefix="payments:guard:")
     claim = guard.claim(payment_id)
     # As a worker calls it, not directly: then a retry is sent, not raised.
     tasks.process_payment.push_request(id=payment_id, called_directly=False, retries=0, args=[payment_id, 1999])
@@ -115,7 +115,7 @@ def test_while_another_run_is_at_work_this_one_waits(server: redis.Redis, paymen
 
 
 def test_a_crash_before_the_charge_does_not_block_for_ever(server: redis.Redis, payment_id: str) -> None:
-    guard = Guard(server, lease=1, keep=60)
+    guard = Guard(server, lease=1, keep=60, prefix="payments:guard:")
     guard.claim(payment_id)  # and then the worker is killed
     server.pexpire(f"payments:guard:{payment_id}", 1)
     threading.Event().wait(0.05)

@@ -13,8 +13,8 @@ import redis
 from celery import Task
 from celery.utils.log import get_task_logger
 
+from celery_hybrid.guard import BeingDoneError, Claim, Guard
 from payments.app import app
-from payments.guard import BeingDoneError, Claim, Guard
 from payments.provider import PaymentDeclinedError, Provider, ProviderUnavailableError
 
 logger = get_task_logger(__name__)
@@ -56,7 +56,7 @@ def process_payment(self: Task, payment_id: str, amount: int, currency: str = "E
 
     Safe to run twice, one after the other or at the same time, and after a crash at any line: the
     guard lets one run at a time through and keeps the outcome; the provider, who gets the payment's
-    id as idempotency key, closes the gap between charging and recording (see :mod:`payments.guard`).
+    id as idempotency key, closes the gap between charging and recording (see :mod:`celery_hybrid.guard`).
 
     Args:
         self: the task, bound.
@@ -73,7 +73,7 @@ def process_payment(self: Task, payment_id: str, amount: int, currency: str = "E
     """
     if not payment_id or amount <= 0:
         raise ValueError(f"Payment {payment_id!r} over {amount}: it needs an id and an amount above zero.")
-    guard = Guard(server(), lease=LEASE, keep=KEEP)
+    guard = Guard(server(), lease=LEASE, keep=KEEP, prefix="payments:guard:")
     try:
         claim = guard.claim(payment_id)
     except BeingDoneError as exc:
@@ -84,7 +84,8 @@ def process_payment(self: Task, payment_id: str, amount: int, currency: str = "E
         if (claim["amount"], claim["currency"]) != (amount, currency):
             raise ValueError(f"Payment {payment_id} was charged before, over {claim['amount']} {claim['currency']}.")
         logger.info("payment %s was charged before", payment_id)
-        return claim
+        charged: dict[str, Any] = claim
+        return charged
     try:
         reference = Provider(server()).charge(payment_id, amount, currency)
     except (ProviderUnavailableError, PaymentDeclinedError):

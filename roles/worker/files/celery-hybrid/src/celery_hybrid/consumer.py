@@ -208,10 +208,11 @@ class Consumer(base.Consumer):  # type: ignore[misc]
             return
         try:
             self._care()
-        except self.connection_errors as exc:
-            if self.hub:
+        except Exception as exc:
+            # Lost, unless a greenlet's timer has it, which has nobody to tell; or Redis refuses, being a replica now.
+            if self.hub and isinstance(exc, self.connection_errors):
                 raise
-            logger.warning("Redis does not answer: %s", exc)
+            logger.warning("Redis does not renew the claims of this worker, which will ask again: %r", exc)
             self._timer_entry = self.timer.call_after(_CARE_INTERVAL, self._care_later)
 
     def stop_caring(self) -> None:

@@ -26,7 +26,7 @@ from celery.bin.base import handle_preload_options
 
 from celery_hybrid import urls
 from celery_hybrid.confirms import ConfirmedChannel
-from celery_hybrid.connection import Servers, discard, farewell, translated
+from celery_hybrid.connection import Servers, await_end, discard, farewell, translated
 from celery_hybrid.dead_letters import (
     LOST_HEADER,
     REASONS,
@@ -131,7 +131,11 @@ class Box:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(Exception):
+            # Waits for the answer, so that the next command finds all letters again.
+            self._channel.close()
         farewell(self._connection)
+        await_end(self._connection)
         discard(self._connection)
 
     def entries(self) -> Iterator[Entry]:
