@@ -493,14 +493,13 @@ def test_a_server_that_does_not_tell_is_asked(broker, monkeypatch, caplog):
 
 
 def test_what_is_missed_is_found_by_looking(broker, monkeypatch):
-    monkeypatch.setattr(transport.Channel, "_on_change", lambda self, push: None)
-    monkeypatch.setattr(transport, "_LOOK_SECONDS", 0.5)
+    # The server believes that nobody wants to know.
+    monkeypatch.setattr(transport, "_TRACK", ("CLIENT", "TRACKING", "OFF"))
+    monkeypatch.setattr(transport, "_LOOK_SECONDS", 1.0)
     reader = Reader(broker.connect("atomic"))
     reader.drain(0.2)
-    # Not even the end of the wait for the notification is a reason to look.
-    monkeypatch.setattr(reader.channel, "handlers", {**reader.channel.handlers})
     broker.send([1])
-    assert reader.read(1, timeout=3) == [1]
+    assert reader.read(1, timeout=5) == [1]
 
 
 def test_an_idle_consumer_asks_little(broker):
