@@ -170,7 +170,7 @@ def idle(url: str, kind: str, seconds: float) -> float:
         )
 
     with worker(url, kind, "prefork"):
-        time.sleep(8)
+        time.sleep(15)
         before = calls()
         time.sleep(seconds)
         after = calls()
