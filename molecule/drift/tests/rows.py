@@ -287,9 +287,8 @@ RABBITMQ = (
         "rabbitmq",
         "queues celery/audit",
         "max-length",
-        "max-length=7",
-        "api DELETE queues/celery/audit; "
-        """api PUT queues/celery/audit '{"durable": true, "arguments": {"x-max-length": 7}}'""",
+        "absent",
+        "api DELETE queues/celery/audit",
         ("rabbitmq: queues",),
         layer="object",
     ),

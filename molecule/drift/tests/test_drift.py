@@ -92,7 +92,7 @@ def test_every_break_is_seen_and_repaired_by_one_run_while_tasks_flow(
     assert all(row.what.split("/")[-1][:20] in table for row in rows), table
 
     since = {group: root_shell(group, "date +%s.%N").stdout.strip() for group in GROUPS}
-    code, output = playbook("site", "-e", "rabbitmq_recreate=empty")
+    code, output = playbook("site")
     assert code == 0, output[-5000:]
     assert starts(root_shell, since) == {unit: 1 for units in SERVICES.values() for unit in units}
 
@@ -105,6 +105,38 @@ def test_every_break_is_seen_and_repaired_by_one_run_while_tasks_flow(
     # Nothing of what was in the way is lost.
     kept = root_shell("rabbitmq", "find /var/backups/celeryops -name 99-local.conf | xargs cat").stdout
     assert kept == "log.console = true\n"
+
+
+def test_what_rabbitmq_cannot_change_is_drift_and_has_a_remedy(break_by_hand, look, playbook):
+    other = """api PUT queues/celery/audit '{"durable": true, "arguments": {"x-max-length": 7}}'"""
+    break_by_hand("rabbitmq", ["api DELETE queues/celery/audit", other])
+    code, output, report = look("--limit", "rabbitmq")
+    assert code == 3, output[-3000:]
+    (finding,) = report["hosts"]["results1"]["differences"]
+    assert finding["what"] == "queues celery/audit"
+    assert "x-max-length=7" in finding["actual"]
+    assert "x-max-length=100" in finding["declared"]
+    assert finding["note"]
+    code, output = playbook("site", "--tags", "rabbitmq")
+    assert code == 2
+    assert "rabbitmq_recreate" in " ".join(output.split())
+    break_by_hand("rabbitmq", ["api DELETE queues/celery/audit"])
+    code, output = playbook("site", "--tags", "rabbitmq", "--limit", "rabbitmq")
+    assert code == 0, output[-3000:]
+
+
+def test_two_runs_side_by_side(look, root_shell, start):
+    before = invocations(root_shell)
+    runs = [start("site"), start("site")]
+    outputs = [run.communicate(timeout=900)[0] for run in runs]
+    codes = sorted(run.returncode for run in runs)
+    assert codes == [0, 2], outputs
+    refused = next(output for run, output in zip(runs, outputs, strict=True) if run.returncode == 2)
+    assert "Another run is working on" in " ".join(refused.split())
+    # Nothing differed, so nothing was restarted.
+    assert invocations(root_shell) == before
+    # What one run has left behind does not keep the next away.
+    assert start("site", "--tags", "preflight").wait(timeout=300) == 0
 
 
 @pytest.mark.parametrize("number", sorted({row.round for row in ROWS} - {1}))
@@ -125,6 +157,38 @@ def test_unreachable_host_is_no_clean_report(look):
     assert code == 4, output[-2000:]
     assert {host["state"] for host in report["hosts"].values()} == {"blind"}
     assert "Could not look" in output
+
+
+# Stands in for ansible-playbook on a control node: what is tried is that the units run it, and show how it ended.
+STAND_IN = """#!/bin/sh
+echo "$@" >>/var/lib/celeryops-drift/told
+exit 3
+"""
+
+
+def test_schedule(playbook, root_shell):
+    assert root_shell("redis", "cat >/usr/local/bin/play; chmod 0755 /usr/local/bin/play", STAND_IN).returncode == 0
+    on_broker = ("-e", "drift_schedule_host=broker1")
+    code, output = playbook(
+        "drift_schedule",
+        *on_broker,
+        *("-e", "drift_schedule_inventory=/srv/inventory.yml", "-e", "drift_schedule_user=ops"),
+        *("-e", "drift_schedule_ansible_playbook=/usr/local/bin/play"),
+    )
+    assert code == 0, output
+    units = "/etc/systemd/system/celeryops-drift.service /etc/systemd/system/celeryops-drift.timer"
+    verified = root_shell("redis", f"systemd-analyze verify {units}")
+    assert (verified.returncode, verified.stderr) == (0, "")
+    assert root_shell("redis", "systemctl is-active celeryops-drift.timer").stdout == "active\n"
+    assert root_shell("redis", "systemctl start celeryops-drift.service").returncode != 0
+    shown = root_shell("redis", "systemctl show --property=Result,ExecMainStatus celeryops-drift").stdout
+    assert set(shown.split()) == {"Result=exit-code", "ExecMainStatus=3"}
+    assert root_shell("redis", "cat /var/lib/celeryops-drift/told").stdout == (
+        "-i /srv/inventory.yml celeryops.hybrid.drift -e drift_report_json=/var/lib/celeryops-drift/report.json\n"
+    )
+    code, output = playbook("drift_schedule", *on_broker, "-e", "drift_schedule_state=absent")
+    assert code == 0, output
+    assert root_shell("redis", f"ls {units} 2>/dev/null").stdout == ""
 
 
 def test_tags_and_limit(look, root_shell):
