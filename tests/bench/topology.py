@@ -75,12 +75,13 @@ def seconds(inventory: Path, folder: Path, tasks: Tasks, unchanged: bool) -> flo
 def objects(vhost: str, password: str) -> dict[str, list[dict[str, Any]]]:
     """Return 25 objects as our module takes them."""
     users, here = [f"{vhost}-{name}" for name in ("web", "worker", "audit")], {"vhost": vhost}
-    names = [f"orders {number}" for number in range(5)]
+    # Without blanks, with which theirs fails.
+    names = [f"orders.{number}" for number in range(5)]
     return {
         "vhosts": [{"name": vhost}],
         "users": [{"name": user, "password": password} for user in users],
         "permissions": [
-            {**here, "user": user, "configure": "^x", "write": f"^orders {number}", "read": ".*"}
+            {**here, "user": user, "configure": "^x", "write": f"^orders[.]{number}", "read": ".*"}
             for number, user in enumerate(users)
         ],
         "vhost_limits": [{**here, "name": "max-queues", "value": 50}],
