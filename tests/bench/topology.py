@@ -201,7 +201,7 @@ def measure(inventory: Path, rounds: int) -> list[str]:
                 "theirs": theirs(objects(f"theirs{number}", password)),
                 "ours": ours(objects(f"ours{number}", password)),
             }
-            # Both vhosts are there: theirs gives the administrator no right in a new one, and would fail at an exchange.
+            # Both vhosts are there: theirs gives the administrator no right in a new one, and would fail at exchanges.
             for vhost in (f"theirs{number}", f"ours{number}"):
                 rights = ["rabbitmqctl", "set_permissions", "-p", vhost, LOGIN["username"], ".*", ".*", ".*"]
                 prepared: Tasks = [
