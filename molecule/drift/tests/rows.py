@@ -468,7 +468,7 @@ WORKER = (
         f"{UNITS}/celery-worker@default.service.d/override.conf",
         "absent",
         "a file",
-        f"mkdir {UNITS}/celery-worker@default.service.d; "
+        f"mkdir -p {UNITS}/celery-worker@default.service.d; "
         f"printf '[Service]\\nNice=5\\n' >{UNITS}/celery-worker@default.service.d/override.conf",
         ("worker: Move aside what changes the services and is not declared",),
     ),
