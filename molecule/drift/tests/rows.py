@@ -607,10 +607,14 @@ EXEMPT = {
     "worker: Remove key and certificate that are not used": "of workers that no server asks for a certificate",
     "worker: Add the group": "the primary group of a user cannot be deleted",
     "worker: Keep the last ones, to go back to, and remove the others": "follows from another environment",
+    "worker: Write down which release it serves": "follows from another environment",
+    "worker: Stop beat on the other hosts first": "each of these hosts has its own finding",
 }
 # Tasks of these files make what one other task declares, or are handlers' doing.
 EXEMPT_FILES = {
     "rabbitmq/tasks/restart.yml": "does what a handler asks for",
     "redis/tasks/restart.yml": "does what a handler asks for",
+    "worker/tasks/release_back.yml": "of the playbook release: puts back what it has changed",
+    "worker/tasks/release_prepare.yml": "of the playbook release: goes through the steps of the role",
     "worker/tasks/environment.yml": "builds what 'Take the virtual environment into use' declares",
 }

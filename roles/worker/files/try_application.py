@@ -5,27 +5,35 @@
 
 The role sends this program, with a call of :func:`main` after it, to the Python of a new virtual
 environment. It becomes the user of the workers, imports the application as a worker would, compares
-what the application's settings are with what is declared, and logs in to both servers. The last line of
-its output is ``{"problems": [...]}``, a sentence for each.
+what the application's settings are with what is declared, and logs in to both servers. When the new
+environment is not the one in use, it looks for queued tasks that the application does not have. The last
+line of its output is ``{"problems": [...], "orphans": [...], "version": ..., "tasks": [...]}``, with a sentence
+for each problem, and for each task that nobody could run.
 """
 
 from __future__ import annotations
 
 import base64
 import importlib.machinery
+import importlib.metadata
 import json
 import os
 import pwd
 import signal
 import ssl
 import sys
+import time
 import traceback
 import types
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 SECONDS = 90
 CONNECT_SECONDS = 5
+QUEUE_SECONDS = 120
+BATCH = 1000
 
 
 class TrialError(Exception):
@@ -229,22 +237,89 @@ def backend(app: Any, url: str) -> list[str]:
     return []
 
 
-def trial(request: dict[str, Any]) -> list[str]:
-    """Return a sentence for every problem that the application or a server has."""
+def waiting(channel: Any, queues: list[str]) -> Iterator[tuple[str, str, str | bytes]]:
+    """Yield where, queue and message of every task in Redis: waiting, or in the hands of a worker.
+
+    New messages come in on the left, so that reading to the right misses none. A message that is taken meanwhile is
+    found in ``unacked``, which is read last.
+    """
+    deadline = time.monotonic() + QUEUE_SECONDS
+    for queue in queues:
+        for priority in channel.priority_steps:
+            key, start = channel._q_for_pri(queue, priority), 0
+            while batch := channel.client.lrange(key, start, start + BATCH - 1):
+                yield from (("waiting", queue, element) for element in batch)
+                start += BATCH
+                if time.monotonic() > deadline:
+                    raise TrialError(
+                        f"not all messages of the queue {queue!r} could be looked at within {QUEUE_SECONDS} s; whether "
+                        "the new version has all of their tasks is not known. Wait until the queue is shorter."
+                    )
+    for _, value in channel.client.hscan_iter(channel.unacked_key, count=BATCH):
+        try:
+            message, _, queue = json.loads(value)
+        except ValueError:
+            continue
+        if queue in queues:
+            yield "in the hands of workers or waiting for their time", queue, json.dumps(message)
+
+
+def orphans(app: Any, queues: list[str]) -> list[str]:
+    """Return a sentence for each task that is in Redis and not in the application."""
+    missing: Counter[tuple[str, str]] = Counter()
+    places: dict[tuple[str, str], Counter[str]] = {}
+    with app.connection_for_write() as connection:
+        for place, queue, element in waiting(connection.default_channel, queues):
+            try:
+                name = json.loads(element)["headers"]["task"]
+            except (ValueError, LookupError, TypeError):
+                continue  # no task; the worker that takes it says so
+            if name not in app.tasks:
+                missing[name, queue] += 1
+                places.setdefault((name, queue), Counter())[place] += 1
+    return [
+        f"this version has no task {name!r}, and {count} messages of it are in the queue {queue!r} "
+        f"({', '.join(f'{number} {place}' for place, number in sorted(places[name, queue].items()))}): "
+        "nobody could run them."
+        for (name, queue), count in sorted(missing.items())
+    ]
+
+
+def version_of(module: str) -> str:
+    """Return name and version of what an application was installed from."""
+    found = importlib.metadata.packages_distributions().get(module.split(":")[0].split(".")[0], [])
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in dict.fromkeys(found))
+
+
+def trial(request: dict[str, Any]) -> dict[str, Any]:
+    """Return what the application is, and a sentence for every problem that it or a server has."""
     environment = request["environment"]
     urls = [environment["CELERY_BROKER_URL"], environment["CELERY_RESULT_BACKEND"]]
     become(request["user"], request["directory"], environment)
     sys.path.insert(0, request["directory"])
+    answer: dict[str, Any] = {"problems": [], "orphans": [], "version": "", "tasks": []}
     try:
         declared = settings_module(request["config"])
         app = load(request["app"])
+        signal.alarm(0)
+        answer["version"] = version_of(request["app"])
+        answer["tasks"] = sorted(name for name in app.tasks if not name.startswith("celery."))
         problems = [*compare(app, declared, request["house_rules"]), *routes(app, request["queues"])]
         problems += backend(app, urls[1])
         if request["servers"] and not problems:
             problems += filter(None, (login_broker(app, urls[0]), login_results(app, urls[1])))
+        # The environment in use would do no better.
+        if request["servers"] and request.get("consumed") and not problems and not in_use(request["link"]):
+            answer["orphans"] = orphans(app, request["consumed"])
     except TrialError as exc:
         problems = [str(exc)]
-    return [masked(problem, urls) for problem in problems]
+    answer["problems"] = [masked(problem, urls) for problem in problems]
+    return answer
+
+
+def in_use(link: str) -> bool:
+    """Tell whether this Python's environment is the one that a symbolic link leads to."""
+    return os.path.realpath(link) == os.path.realpath(sys.prefix)
 
 
 def give_up(*_: Any) -> NoReturn:
@@ -262,7 +337,7 @@ def main(encoded: str) -> None:
     os.dup2(2, 1)
     signal.signal(signal.SIGALRM, give_up)
     signal.alarm(SECONDS)
-    problems = trial(json.loads(base64.b64decode(encoded)))
-    os.write(output, (json.dumps({"problems": problems}) + "\n").encode())
+    answer = trial(json.loads(base64.b64decode(encoded)))
+    os.write(output, (json.dumps(answer) + "\n").encode())
     # An application may have started threads.
     os._exit(0)

@@ -67,7 +67,7 @@ def test_every_option_is_described(options: dict[str, Any]) -> None:
 
 
 def test_tasks_are_a_contents_page_in_the_house_order(role: Path) -> None:
-    order = ["preflight", "install", "users", "configure", "tls", "service", "topology"]
+    order = ["preflight", "install", "users", "configure", "tls", "service", "topology", "remember"]
     tasks = load(role / "tasks" / "main.yml")
     files = [(task.get("ansible.builtin.include_tasks") or task.get("ansible.builtin.import_tasks")) for task in tasks]
     names = [Path(file["file"] if isinstance(file, dict) else file).stem for file in files]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import getpass
+import importlib.util
 import json
 import subprocess
 import sys
@@ -125,3 +127,61 @@ def test_servers_that_do_not_answer_are_named(trial: Any, tmp_path: Path) -> Non
     problems = trial(GOOD, servers=True, environment=environment)
     assert "cannot log in to Redis" in problems[0]
     assert "worker_broker_url" in problems[0]
+
+
+@pytest.fixture
+def module() -> Any:
+    spec = importlib.util.spec_from_loader("try_application", loader=None)
+    assert spec
+    module = importlib.util.module_from_spec(spec)
+    exec(compile(PROGRAM, "try_application.py", "exec"), module.__dict__)  # noqa: S102
+    return module
+
+
+class Broker:
+    """An application's way to a Redis that holds what kombu would put there."""
+
+    priority_steps = (0, 3)
+    unacked_key = "unacked"
+
+    def __init__(self, *tasks: str) -> None:
+        self.tasks = tasks
+        self.client = pytest.importorskip("fakeredis").FakeRedis()
+        self.default_channel = self
+
+    def connection_for_write(self) -> Any:
+        return contextlib.nullcontext(self)
+
+    def _q_for_pri(self, queue: str, priority: int) -> str:
+        return f"{queue}:{priority}" if priority else queue
+
+    def message(self, task: str) -> dict[str, Any]:
+        return {"body": "W10=", "headers": {"task": task}, "properties": {}}
+
+
+def test_tasks_that_wait_and_are_not_in_the_application_are_counted(module: Any) -> None:
+    broker = Broker("shop.add")
+    for key, task in [("celery", "shop.old"), ("celery:3", "shop.old"), ("celery", "shop.add"), ("other", "shop.gone")]:
+        broker.client.lpush(key, json.dumps(broker.message(task)))
+    broker.client.hset("unacked", "tag", json.dumps([broker.message("shop.old"), "", "celery"]))
+    broker.client.lpush("celery", "no message")
+    (sentence,) = module.orphans(broker, ["celery"])
+    for word in ("no task 'shop.old'", "3 messages", "queue 'celery'", "1 in the hands of workers", "2 waiting"):
+        assert word in sentence
+
+
+def test_an_application_that_has_all_tasks_leaves_no_orphan(module: Any) -> None:
+    broker = Broker("shop.add")
+    for _ in range(2500):
+        broker.client.lpush("celery", json.dumps(broker.message("shop.add")))
+    assert module.orphans(broker, ["celery"]) == []
+    broker.client.rpush("celery", json.dumps(broker.message("shop.old")))
+    assert len(module.orphans(broker, ["celery"])) == 1
+
+
+def test_a_queue_that_is_too_long_to_look_through_is_a_problem(module: Any) -> None:
+    broker = Broker("shop.add")
+    broker.client.lpush("celery", json.dumps(broker.message("shop.add")))
+    module.QUEUE_SECONDS = -1
+    with pytest.raises(module.TrialError, match="not all messages of the queue 'celery'"):
+        module.orphans(broker, ["celery"])

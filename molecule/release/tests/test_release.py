@@ -1,0 +1,252 @@
+"""Releases and drains under constant load: no task is lost, none is stuck, and work never stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stack import INVENTORY, ROOT, STATE, wait_until
+
+HERE = Path(__file__).resolve().parents[1]
+APPLICATION = HERE / "application"
+VERSIONS = ROOT / ".cache" / "release"
+NOTES = "/run/ledger.notes"
+UNIT = "celery-worker@default"
+ADDRESSES = {
+    name: values["ansible_host"]
+    for name, values in yaml.safe_load(INVENTORY.read_text())["all"]["children"]["worker"]["hosts"].items()
+}
+# The longest that nothing may end with the other host at work: four long tasks of 12 s may hold all of its processes.
+GAP = 30.0
+# The longest that a task may be late: drained, put back, behind what has piled up. The visibility timeout is 3600 s.
+LATE = 300.0
+CLOSE = 0.3
+
+
+def shell(host, script, stdin=""):
+    """Run a script as root."""
+    quoted = "'" + script.replace("'", "'\\''") + "'"
+    return subprocess.run(
+        ["ssh", "-F", str(STATE / "ssh_config"), ADDRESSES[host], f"sudo sh -c {quoted}"],
+        input=stdin,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def as_worker(arguments):
+    """Return a command for load.py with the workers' Python, user, settings and secrets."""
+    return (
+        "systemd-run --quiet --collect --pipe --wait "
+        "--property=User=celery --property=EnvironmentFile=/etc/celery/celery.env "
+        "--property=RuntimeDirectory=ledger --property=RuntimeDirectoryPreserve=yes "
+        f"--setenv=CELERY_CONFIG_MODULE=celeryconfig --setenv=PYTHONPATH=/etc/celery -- {arguments}"
+    )
+
+
+def release(*arguments):
+    """Run the playbook, as ops do."""
+    environment = {
+        **os.environ,
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "ANSIBLE_SSH_COMMON_ARGS": f"-F {STATE / 'ssh_config'}",
+        "ANSIBLE_NOCOLOR": "1",
+    }
+    done = subprocess.run(
+        ["ansible-playbook", "-i", str(INVENTORY), "celeryops.hybrid.release", *arguments],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=1200,
+    )
+    done.text = " ".join((done.stdout + done.stderr).split())
+    return done
+
+
+def version(number, *changes):
+    """Make a version of the application; each change replaces one text by another in its source."""
+    folder = VERSIONS / str(number)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(APPLICATION, folder)
+    project = folder / "pyproject.toml"
+    project.write_text(project.read_text().replace('version = "1"', f'version = "{number}"'))
+    source = folder / "src" / "ledger" / "__init__.py"
+    text = source.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    source.write_text(text)
+    return f"worker_app_source={folder}"
+
+
+def wheel(number):
+    """Make a wheel of the application."""
+    path = VERSIONS / f"ledger-{number}-py3-none-any.whl"
+    info = f"ledger-{number}.dist-info"
+    files = ["ledger/__init__.py", *(f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD"))]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(files[0], (APPLICATION / "src" / "ledger" / "__init__.py").read_text())
+        archive.writestr(files[1], f"Metadata-Version: 2.1\nName: ledger\nVersion: {number}\n")
+        archive.writestr(files[2], "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(files[3], "".join(f"{name},,\n" for name in files))
+    return f"worker_app_source={path}"
+
+
+def started(host):
+    return shell(host, f"systemctl show {UNIT} --property=ActiveEnterTimestampMonotonic --value").stdout.strip()
+
+
+def served(host):
+    """Return the version that a host has."""
+    return json.loads(shell(host, "cat /opt/celery/history.json").stdout or '[{"version": "ledger 1"}]')[-1]["version"]
+
+
+@pytest.fixture(scope="module")
+def load():
+    """A sender on a host that stays; what each phase took."""
+    VERSIONS.mkdir(parents=True, exist_ok=True)
+    put = shell("worker1", "rm -rf /run/ledger; cat > /usr/local/lib/ledger_load.py", (HERE / "load.py").read_text())
+    assert put.returncode == 0, put.stderr
+    python = shell("worker1", "readlink -f /opt/celery/venv").stdout.strip()
+    # A copy, because releases remove environments that are no longer used.
+    shell("worker1", f"rm -rf /opt/ledger; cp -a {python} /opt/ledger")
+    command = as_worker("/opt/ledger/bin/python /usr/local/lib/ledger_load.py send /run/ledger/notes 3000")
+    sender = subprocess.Popen(["ssh", "-F", str(STATE / "ssh_config"), ADDRESSES["worker1"], f"sudo {command}"])
+    assert wait_until(lambda: shell("worker1", "test -s /run/ledger/notes").returncode == 0, 60)
+    phases = []
+    yield phases
+    shell("worker1", "touch /run/ledger/notes.stop")
+    sender.wait(timeout=60)
+
+
+@pytest.fixture
+def phase(load, request):
+    begun = time.time()
+    yield
+    load.append((request.node.name.removeprefix("test_"), begun, time.time()))
+
+
+def test_a_new_version_from_a_directory(phase):
+    done = release("-e", version(2))
+    assert done.returncode == 0, done.stdout
+    assert [served(host) for host in ADDRESSES] == ["ledger 2", "ledger 2"]
+
+
+def test_a_version_that_does_not_import_is_refused(phase):
+    before = started("worker1")
+    done = release("-e", version(3, ("import redis\n", "import redis_that_is_not_there\n")), "--limit", "worker1")
+    assert done.returncode != 0
+    assert "does not import: ModuleNotFoundError" in done.text, done.stdout
+    assert started("worker1") == before
+
+
+def test_a_version_without_a_task_that_is_queued_is_refused(phase):
+    before = started("worker1")
+    # A task that waits for its time is in the hands of a worker.
+    sent = shell("worker1", "celery call ledger.closing --countdown=900")
+    assert sent.returncode == 0, sent.stderr
+    done = release("-e", version(4, ("ledger.closing", "ledger.closed")), "--limit", "worker1")
+    assert done.returncode != 0
+    assert "this version has no task 'ledger.closing', and 1 messages of it are in the queue 'celery'" in done.text, (
+        done.stdout
+    )
+    assert started("worker1") == before
+
+
+def test_a_version_whose_canary_fails_goes_back_and_stops_the_release(phase):
+    hangs = (
+        "\n\n@cache\n",
+        "\n\nfrom celery.signals import worker_process_init\n\n\n@worker_process_init.connect\n"
+        "def hang(**_):\n    time.sleep(3600)\n\n\n@cache\n",
+    )
+    before = started("worker1")
+    done = release("-e", version(5, hangs), "-e", "worker_canary_timeout=15")
+    assert done.returncode != 0
+    # worker1 has beat, and is the last one.
+    assert "default@worker2 has run no task" in done.text, done.stdout
+    assert "worker1: not touched, worker2: failed, has what it had" in done.text, done.stdout
+    assert started("worker1") == before
+    assert [served(host) for host in ADDRESSES] == ["ledger 2", "ledger 2"]
+
+
+def test_a_new_version_from_a_wheel(phase):
+    done = release("-e", wheel(6))
+    assert done.returncode == 0, done.stdout
+    assert [served(host) for host in ADDRESSES] == ["ledger 6", "ledger 6"]
+
+
+def test_the_release_before_comes_back_in_one_command(phase):
+    done = release("-e", version(6), "-e", "release_rollback=true")
+    assert done.returncode == 0, done.stdout
+    assert [served(host) for host in ADDRESSES] == ["ledger 2", "ledger 2"]
+    assert shell("worker2", "/opt/celery/venv/bin/pip list | grep ledger").stdout.split() == ["ledger", "2"]
+
+
+@pytest.mark.parametrize("how", ["stop", "restart", "reboot"])
+def test_drain(phase, how):
+    if how == "reboot":
+        shell("worker2", "systemctl reboot")
+        time.sleep(5)
+    else:
+        done = shell("worker2", f"systemctl {how} '{UNIT}' && systemctl start '{UNIT}'")
+        assert done.returncode == 0, done.stderr
+    assert wait_until(lambda: shell("worker2", f"systemctl is-active {UNIT}").stdout.strip() == "active", 120)
+    # Something to drain for the next one.
+    time.sleep(15)
+
+
+def test_shutdown_of_a_host(phase):
+    tool = [sys.executable, str(ROOT / "tests" / "hosts" / "testhosts.py")]
+    shell("worker2", "systemctl poweroff")
+    time.sleep(20)
+    subprocess.run([*tool, "up", f"--inventory={INVENTORY}"], check=True, timeout=300)
+    assert wait_until(lambda: shell("worker2", f"systemctl is-active {UNIT}").stdout.strip() == "active", 120)
+    time.sleep(10)
+
+
+def test_nothing_was_lost_and_work_never_stopped(load):
+    shell("worker1", "touch /run/ledger/notes.stop")
+    time.sleep(2)
+    read = shell("worker1", as_worker("/opt/ledger/bin/python /usr/local/lib/ledger_load.py read /run/ledger/notes"))
+    assert read.returncode == 0, read.stderr
+    told = json.loads(read.stdout.splitlines()[-1])
+    tasks, ticks = told["tasks"], sorted(told["ticks"])
+    print(f"\n{'phase':<72} {'ended':>6} {'longest gap':>12} {'latest':>8}")
+    worst = {"gap": 0.0, "late": 0.0}
+    for name, begun, ended in load:
+        there = [task for task in tasks if task["done"] and begun <= task["done"] <= ended]
+        times = [begun, *sorted(task["done"] for task in there), ended]
+        gap = max(after - before for before, after in pairwise(times))
+        late = max((task["done"] - task["due"] for task in there), default=0.0)
+        worst = {"gap": max(gap, worst["gap"]), "late": max(late, worst["late"])}
+        print(f"{name:<72} {len(there):>6} {gap:>10.1f} s {late:>6.1f} s")
+    for kind in ("short", "long", "later"):
+        these = [task for task in tasks if task["kind"] == kind]
+        read_back = sum(task["state"] == "SUCCESS" for task in these)
+        twice = sum(task["runs"] > 1 for task in these)
+        print(
+            f"{kind}: {len(these)} sent, {read_back} results readable, {len(these) - read_back} lost, {twice} ran twice"
+        )
+    close = sum(after - before < CLOSE for before, after in pairwise(ticks))
+    versions, seconds = sorted({task["version"] for task in tasks}), ticks[-1] - ticks[0]
+    print(f"beat: {len(ticks)} ticks in {seconds:.0f} s, {close} closer than {CLOSE} s; versions {versions}")
+    assert [task for task in tasks if task["state"] != "SUCCESS"] == []
+    assert {"1", "2", "6"} <= set(versions)
+    # Two beats would send two ticks a second.
+    assert len(ticks) < seconds * 1.1 + 10
+    assert worst["gap"] < GAP
+    assert worst["late"] < LATE
