@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run molecule scenarios (all of them, or those named) side by side, each with a log of its own, and say how they went.
+# Run molecule scenarios (all of them, or those named), some side by side, each with a log of its own, and say how they went.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -23,14 +23,21 @@ run() {
     return $status
 }
 
-pids=()
-for scenario in "${scenarios[@]}"; do
-    run "$scenario" &
-    pids+=($!)
-done
+# More at a time than there are cores: much of a scenario is waiting.
+at_once=${MOLECULE_AT_ONCE:-$(($(nproc) + 1))}
+running=0
 failed=0
-for pid in "${pids[@]}"; do
-    wait "$pid" || failed=$((failed + 1))
+for scenario in "${scenarios[@]}"; do
+    if [[ $running -ge $at_once ]]; then
+        wait -n || failed=$((failed + 1))
+        running=$((running - 1))
+    fi
+    run "$scenario" &
+    running=$((running + 1))
+done
+while [[ $running -gt 0 ]]; do
+    wait -n || failed=$((failed + 1))
+    running=$((running - 1))
 done
 echo "$((${#scenarios[@]} - failed)) passed, $failed failed"
 [[ $failed -eq 0 ]]
