@@ -11,7 +11,7 @@ from stack import INVENTORY, wait_until
 
 # Of the inventory: worker_watchdog_timeout, and what systemd and the worker take on top.
 WATCHDOG = 30
-PATIENCE = 3 * WATCHDOG
+PATIENCE = 5 * WATCHDOG
 UNITS = ("celery-worker@default", "celery-worker@slow", "celery-beat")
 
 

@@ -457,7 +457,9 @@ def _renew(channel: Any, tags: list[str]) -> None:
     """Renew claims in Redis: those that are still ours."""
     with channel.conn_or_acquire() as client:
         if tags:
-            now = time.time()
+            # This package's transport counts in the server's time, kombu's in that of each worker.
+            seconds, microseconds = client.time() if hasattr(channel, "undecodable_key") else (time.time(), 0)
+            now = seconds + microseconds / 1e6
             client.zadd(channel.unacked_index_key, dict.fromkeys(tags, now), xx=True)
         else:
             client.ping()

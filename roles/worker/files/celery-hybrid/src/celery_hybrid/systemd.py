@@ -131,7 +131,7 @@ class WorkerHealth:
         self._consumer = consumer
         self._patience = patience
         self._rounds = 0
-        self._loop, self._relay = Progress(clock), Progress(clock)
+        self._loop, self._relay, self._letter_relay = Progress(clock), Progress(clock), Progress(clock)
         self._handed, self._active = Ages(clock), Ages(clock)
 
     def problem(self) -> str:
@@ -186,10 +186,10 @@ class WorkerHealth:
         return ""
 
     def _relay_problem(self) -> str:
-        for store in stores_of(self._consumer.app):
-            relay = store.relay
-            if relay is not None and relay.steps and self._relay.idle(relay.steps) > self._patience:
-                return "the relay of the outbox does not go on"
+        for store in stores_of(self._consumer.app)[:1]:
+            for relay, progress in ((store.relay, self._relay), (store.letter_relay, self._letter_relay)):
+                if relay is not None and relay.steps and progress.idle(relay.steps) > self._patience:
+                    return "the relay of the outbox does not go on"
         return ""
 
     def _time_limit(self, request: Any) -> float:

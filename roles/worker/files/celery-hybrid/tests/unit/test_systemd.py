@@ -207,7 +207,7 @@ def test_a_task_without_a_limit_may_run_for_ever(clock, requests):
 
 def test_a_relay_that_hangs_is_a_problem(clock, requests, monkeypatch):
     relay = SimpleNamespace(steps=0)
-    monkeypatch.setattr(systemd, "stores_of", lambda app: [SimpleNamespace(relay=relay)])
+    monkeypatch.setattr(systemd, "stores_of", lambda app: [SimpleNamespace(relay=relay, letter_relay=None)])
     consumer = Consumer()
     health = systemd.WorkerHealth(consumer, clock=clock)
     assert looked_at(health, consumer, clock, 100) == ""  # not begun
