@@ -66,9 +66,9 @@ class ManagementApi:
             "use_proxy": False,
         }
 
-    def get(self, *path: str) -> Any:
+    def get(self, *path: str, query: str = "") -> Any:
         """Return what the API answers, decoded."""
-        return json.loads(self._request("GET", path) or b"null")
+        return json.loads(self._request("GET", path, query=query) or b"null")
 
     def send(self, method: str, *path: str, body: Any = None, query: str = "") -> Any:
         """Send a request that changes something; return what the API answers, decoded."""

@@ -43,7 +43,7 @@ class EnvironmentFileError(ValueError):
 
 
 class RunError(Exception):
-    """The verifier could not be run, or gave no answer.
+    """The program could not be run, or gave no answer.
 
     Args:
         actual: what happened, in words.
@@ -189,8 +189,16 @@ def request_of(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: params[name] for name in names if params[name] is not None}
 
 
-def run(*, python: str, user: str, environment: Mapping[str, str], request: Mapping[str, Any], seconds: float) -> str:
-    """Run the verifier as another user, with secrets in its environment only.
+def run(
+    *,
+    python: str,
+    user: str,
+    environment: Mapping[str, str],
+    request: Mapping[str, Any],
+    seconds: float,
+    program: str = VERIFIER,
+) -> str:
+    """Run a program of celery-hybrid as another user, with secrets in its environment only.
 
     Args:
         python: the interpreter of the workers.
@@ -198,6 +206,7 @@ def run(*, python: str, user: str, environment: Mapping[str, str], request: Mapp
         environment: what the workers have in their environment.
         request: given to it on standard input.
         seconds: after which it is ended.
+        program: its module.
 
     Returns:
         What it printed, also when it had to be ended.
@@ -231,7 +240,7 @@ def run(*, python: str, user: str, environment: Mapping[str, str], request: Mapp
     try:
         process: subprocess.Popen[bytes] = subprocess.Popen(
             # -I: nothing of the caller's directory or environment is imported.
-            [python, "-I", "-m", VERIFIER, "--request", "-"],
+            [python, "-I", "-m", program, "--request", "-"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -256,12 +265,12 @@ def run(*, python: str, user: str, environment: Mapping[str, str], request: Mapp
     told = " ".join(err.decode("utf-8", "replace").strip().splitlines()[-1:])
     if "No module named" in told and "celery_hybrid" in told:
         raise RunError(
-            f"celery-hybrid, or its verifier, is not installed for {python}",
+            f"celery-hybrid, or its {program}, is not installed for {python}",
             "Run the site playbook against this host: the worker role installs it (worker_hybrid_requirement).",
         )
     raise RunError(
-        f"the verifier ended with code {process.returncode}: {told or 'without a word'}",
-        "Run it by hand on the host to see more: " + f"{python} -m {VERIFIER} --help",
+        f"{program} ended with code {process.returncode}: {told or 'without a word'}",
+        "Run it by hand on the host to see more: " + f"{python} -m {program} --help",
     )
 
 

@@ -203,7 +203,7 @@ def test_the_verifier_gets_its_secrets_by_environment_and_its_request_by_standar
             "raise SystemExit(\"python: Error while finding module specification for 'celery_hybrid.verify' "
             "(ModuleNotFoundError: No module named 'celery_hybrid')\")",
             {},
-            "celery-hybrid, or its verifier, is not installed",
+            "celery-hybrid, or its celery_hybrid.verify, is not installed",
             "worker_hybrid_requirement",
         ),
     ],

@@ -10,6 +10,9 @@ import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 from celery.worker.control import inspect_command
 
+# At the terminal 'celery control' and 'celery inspect' know what is imported here.
+from celery_hybrid import log_level as _log_level  # noqa: F401
+from celery_hybrid.diagnose import pools as _pools  # noqa: F401
 from celery_hybrid.store import stores_of
 
 

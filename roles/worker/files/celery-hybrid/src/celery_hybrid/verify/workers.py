@@ -30,7 +30,7 @@ class Workers:
         self._timeout = timeout
         self._conf: dict[str, dict[str, Any]] = {}
         self._queues: dict[str, list[str]] = {}
-        self._refused: dict[str, str] = {}
+        self.refused: dict[str, str] = {}
 
     def check(self, report: Report, agreed: Mapping[str, Any], queues: Sequence[str]) -> None:
         """Run all checks of the workers."""
@@ -78,13 +78,13 @@ class Workers:
         """Every queue that some worker said that it consumes."""
         return {name for names in self._queues.values() for name in names}
 
-    def _inspect(self, command: str, destination: list[str] | None, timeout: float, **arguments: Any) -> dict[str, Any]:
+    def ask(self, command: str, destination: list[str] | None, timeout: float, **arguments: Any) -> dict[str, Any]:
         """What live workers answer; one that answers in a refused format, such as pickle, is noted and left out."""
         try:
             return self._request(command, destination, timeout, **arguments)
         except ContentDisallowed:
             if destination is None:
-                self._refused.setdefault("some worker", "")
+                self.refused.setdefault("some worker", "")
                 return {}
         answers: dict[str, Any] = {}
         for node in destination:
@@ -96,7 +96,7 @@ class Workers:
                 except ContentDisallowed as exc:
                     reason = str(exc)
             else:
-                self._refused[node] = reason
+                self.refused[node] = reason
         return answers
 
     def _request(self, command: str, destination: list[str] | None, timeout: float, **arguments: Any) -> dict[str, Any]:
@@ -106,26 +106,26 @@ class Workers:
         return dict(ask(**arguments) or {})
 
     def _answer(self) -> str:
-        heard = self._inspect("ping", None, min(_DISCOVERY, self._timeout))
+        heard = self.ask("ping", None, min(_DISCOVERY, self._timeout))
         known = sorted({*heard, *self._nodes})
         if known:
             # With named destinations Celery stops waiting when all of them have answered.
-            replies = self._inspect("conf", known, self._timeout, with_defaults=True)
+            replies = self.ask("conf", known, self._timeout, with_defaults=True)
             self._conf = {node: reply for node, reply in replies.items() if isinstance(reply, dict)}
         live = sorted(self._conf)
         if live:
-            replies = self._inspect("active_queues", live, self._timeout)
+            replies = self.ask("active_queues", live, self._timeout)
             self._queues = {
                 node: [str(queue.get("name")) for queue in reply]
                 for node, reply in replies.items()
                 if isinstance(reply, list)
             }
-            for node, reply in self._inspect("report", live, self._timeout).items():
+            for node, reply in self.ask("report", live, self._timeout).items():
                 if isinstance(reply, dict):
                     self._conf[node]["result_backend"] = reported_backend(str(reply.get("ok", "")))
-        if self._refused:
-            named = [node for node in self._refused if "@" in node] or list(self._refused)
-            why = self._refused[named[0]] or "no JSON"
+        if self.refused:
+            named = [node for node in self.refused if "@" in node] or list(self.refused)
+            why = self.refused[named[0]] or "no JSON"
             raise Failed(
                 f"{', '.join(named)} answers in a format that is not accepted here: {why}",
                 "Its serializer is not the file's: restart it, so that it reads the file.",
@@ -164,7 +164,7 @@ class Workers:
         )
 
     def _outbox(self) -> str:
-        states = self._inspect("result_store", sorted(self._conf), self._timeout)
+        states = self.ask("result_store", sorted(self._conf), self._timeout)
         told = []
         for node in sorted(self._conf):
             state = states.get(node) or {}

@@ -1,0 +1,41 @@
+# Copyright (c) 2026, celeryops.hybrid contributors
+# SPDX-License-Identifier: BSD-3-Clause
+"""An application that makes trouble when it is asked to."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+from celery import Celery
+from celery.utils.log import get_task_logger
+
+app = Celery("troubles")
+logger = get_task_logger(__name__)
+
+
+@app.task(name="troubles.sleep")
+def sleep(seconds: float) -> None:
+    """Take some time."""
+    time.sleep(seconds)
+
+
+@app.task(name="troubles.hold")
+def hold(seconds: float) -> None:
+    """Take every connection of the pool, and keep them."""
+    held = [app.pool.acquire() for _ in range(app.pool.limit)]
+    for connection in held:
+        connection.default_channel.client.ping()
+    time.sleep(seconds)
+
+
+@app.task(name="troubles.whisper")
+def whisper(word: str, times: int = 1, pause: float = 0.5) -> list[int]:
+    """Say a word at DEBUG, some times; return the process, and how often it was to be heard."""
+    heard = 0
+    for _ in range(times):
+        logger.debug("whispered %s", word)
+        heard += logger.isEnabledFor(logging.DEBUG)
+        time.sleep(pause if times > 1 else 0)
+    return [os.getpid(), heard]

@@ -1,0 +1,134 @@
+"""What waits in Redis and what is in hand, over the very URL and options that the workers use."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+#: How much is looked at, at most: Redis answers nobody else meanwhile.
+_SCANS, _SCAN_COUNT = 20, 1000
+_SAMPLE = 10
+_IN_HAND = 500
+# Where Celery's remote control gets its answers.
+_REPLIES = ".reply.celery.pidbox"
+_RESULT = "celery-task-meta-"
+
+
+def read(channel: Any, declared: Iterable[str]) -> dict[str, Any]:
+    """Read queues, what is unacknowledged, and the clock.
+
+    Args:
+        channel: of kombu's Redis transport.
+        declared: names of queues that count also while they are empty.
+    """
+    client = channel.client
+    seconds, micros = client.time()
+    clock = time.time() - seconds - micros / 1e6
+    lists, results, complete = _names(channel)
+    return {
+        "clock_ahead": round(clock, 3),
+        "visibility_timeout": channel.visibility_timeout,
+        "queues": list(_queues(channel, sorted(declared), lists)),
+        "unacked": unacked(channel),
+        "results_in_redis": results,
+        "all_keys_seen": complete,
+    }
+
+
+def _names(channel: Any) -> tuple[list[str], int, bool]:
+    """Names of lists, and how many keys are results, as far as a bounded look goes."""
+    lists: set[str] = set()
+    results = cursor = 0
+    if channel.global_keyprefix:
+        return [], 0, False
+    # The type of each key would cost a question; lists are found with a scan of their own.
+    for wanted in ("list", "string"):
+        cursor = 0
+        for _ in range(_SCANS):
+            cursor, keys = channel.client.scan(cursor, count=_SCAN_COUNT, _type=wanted)
+            names = [key.decode("utf-8", "replace") for key in keys]
+            if wanted == "list":
+                lists.update(name for name in names if not name.endswith(_REPLIES))
+            else:
+                results += sum(name.startswith(_RESULT) for name in names)
+            if not cursor:
+                break
+    return sorted(lists), results, not cursor
+
+
+def _queues(channel: Any, declared: list[str], lists: list[str]) -> Iterator[dict[str, Any]]:
+    steps = channel.priority_steps
+    known = {channel._q_for_pri(queue, step): (queue, step) for queue in declared for step in steps}
+    for name in lists:
+        queue, sep, step = name.rpartition(channel.sep)
+        own = (queue, int(step)) if sep and step.isdigit() and int(step) in steps else (name, 0)
+        known.setdefault(name, own)
+    for key, (queue, step) in sorted(known.items(), key=lambda item: item[1]):
+        length = channel.client.llen(key)
+        sample = [*channel.client.lrange(key, -_SAMPLE, -1)] if length else []
+        if length > _SAMPLE:
+            sample += channel.client.lrange(key, 0, min(_SAMPLE, length - _SAMPLE) - 1)
+        messages = [message for message in map(_message, sample) if message]
+        if queue not in declared and not messages:
+            continue  # a list of the application
+        yield {
+            "queue": queue,
+            "priority": step,
+            "length": length,
+            "content_types": Counter(message["content_type"] for message in messages),
+            "unreadable": len(sample) - len(messages),
+            # Right is the end that is taken first.
+            "next": messages[:1],
+        }
+
+
+def _message(raw: bytes) -> dict[str, Any] | None:
+    """Of a message in kombu's envelope what tells people which task it is; never its arguments."""
+    try:
+        data = json.loads(raw)
+        headers, info = data["headers"], data["properties"].get("delivery_info") or {}
+        return {
+            "id": str(headers.get("id") or data["properties"].get("correlation_id")),
+            "task": str(headers.get("task")),
+            "origin": str(headers.get("origin")),
+            "retries": headers.get("retries") or 0,
+            "eta": headers.get("eta"),
+            "redelivered": bool(headers.get("redelivered") or info.get("redelivered")),
+            "content_type": str(data["content-type"]),
+            "queue": str(info.get("routing_key")),
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def unacked(channel: Any) -> dict[str, Any]:
+    """What workers have taken and not acknowledged, the oldest first, with its age in seconds."""
+    client, index = channel.client, channel.unacked_index_key
+    now = time.time()
+    entries = client.zrange(index, 0, _IN_HAND - 1, withscores=True)
+    bodies = client.hmget(channel.unacked_key, [tag for tag, _ in entries]) if entries else []
+    messages = []
+    for (tag, score), body in zip(entries, bodies, strict=True):
+        found = {"tag": tag.decode("utf-8", "replace"), "age": round(now - score, 1)}
+        try:
+            message, _, key = json.loads(body)
+            found |= _message(json.dumps(message).encode()) or {}
+            found["queue"] = str(key)
+        except (ValueError, TypeError):
+            found["body"] = "missing" if body is None else "unreadable"
+        messages.append(found)
+    return {
+        "count": client.zcard(index),
+        "overdue": client.zcount(index, "-inf", now - channel.visibility_timeout),
+        "messages": messages,
+    }
+
+
+def still_unacked(channel: Any, tags: Iterable[str]) -> list[str]:
+    """Those of *tags* that are still unacknowledged."""
+    asked = list(tags)
+    scores = channel.client.zmscore(channel.unacked_index_key, asked) if asked else []
+    return [tag for tag, score in zip(asked, scores, strict=True) if score is not None]
