@@ -702,3 +702,12 @@ def test_every_name_in_the_code_is_a_documented_one():
     used = set(re.findall(r'"((?:broker|results|dead_letters|workers|canary)\.[a-z_]+)"', source))
     assert used
     assert used <= set(names.NAMES)
+
+
+def test_versions_that_are_too_old(monkeypatch):
+    from celery_hybrid.verify import settings
+
+    assert "celery 5." in settings.versions()
+    monkeypatch.setattr(settings.metadata, "version", lambda name: {"kombu": "5.4.2"}.get(name, "9.0.0"))
+    with pytest.raises(Failed, match=r"kombu 5\.4\.2: older ones lose tasks"):
+        settings.versions()

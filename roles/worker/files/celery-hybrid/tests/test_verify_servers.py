@@ -201,9 +201,47 @@ def broker(app):
 
 
 def test_the_broker(broker):
+    # What other tests have left.
+    broker.client.delete("celery.undeliverable", "celery.undecodable")
     report = Report(Mask())
     broker.check(report, {"maxmemory_policy": "noeviction", "host": "broker1"})
     assert report.ok, report.sentences()
+
+
+@pytest.mark.parametrize("key", ["celery.undeliverable", "celery.undecodable"])
+def test_a_broker_in_which_something_is_stranded(broker, key):
+    broker.client.delete("celery.undeliverable", "celery.undecodable")
+    broker.client.lpush(key, "x")
+    report = Report(Mask())
+    try:
+        broker.check(report, {"maxmemory_policy": "noeviction"})
+    finally:
+        broker.client.delete(key)
+    assert [check.name for check in report.checks if not check.ok] == ["broker.stranded"]
+    assert f"1 in {key}" in report.sentences()[0]
+
+
+def test_a_host_whose_clock_is_wrong(broker, monkeypatch):
+    monkeypatch.setattr("celery_hybrid.verify.broker.time.time", lambda: time.monotonic())
+    report = Report(Mask())
+    broker.check(report, {"maxmemory_policy": "noeviction"})
+    assert "broker.clock" in [check.name for check in report.checks if not check.ok]
+    assert "behind Redis" in " ".join(report.sentences())
+
+
+def test_bindings(broker, app, results):
+    app.conf.task_queues = {"celery": {"exchange": "verify-test"}}
+    report = Report(Mask())
+    table = "_kombu.binding.verify-test"
+    try:
+        broker.check_bindings(report, ["celery"])
+        assert "not bound: celery to verify-test" in report.sentences()[0]
+        broker.client.sadd(table, "celery\x06\x16\x06\x16celery")
+        report = Report(Mask())
+        broker.check_bindings(report, ["celery"])
+        assert report.ok, report.sentences()
+    finally:
+        broker.client.delete(table)
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])

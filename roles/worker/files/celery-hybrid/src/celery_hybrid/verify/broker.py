@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +23,10 @@ _PROBES: tuple[tuple[str, ...], ...] = (
     ("SCAN", "0", "COUNT", "1"),
     ("TIME",),
 )
+#: Seconds by which two clocks may differ.
+_CLOCKS = 5.0
+#: Lists of what could not be routed, and of what was no message; workers bring both to the dead letters.
+_STRANDED = ("celery.undeliverable", "celery.undecodable")
 
 
 class Broker:
@@ -33,6 +38,7 @@ class Broker:
     """
 
     def __init__(self, app: Any, timeout: float) -> None:
+        self._app = app
         self._timeout = timeout
         self.connection = app.connection_for_write()
         # A probe must end: the workers' own, longer limits are for workers.
@@ -86,6 +92,34 @@ class Broker:
             remedy="Set maxmemory-policy noeviction: run the site playbook against the redis host. "
             "With any other policy Redis deletes waiting tasks when its memory is full.",
             needs=["broker.authenticated"],
+        )
+
+        report.run(
+            "broker.clock",
+            f"less than {_CLOCKS:g} s between this host and Redis",
+            self._clock,
+            remedy="Keep the clocks of all hosts in step (chrony, systemd-timesyncd): ETAs, expiries and the times of "
+            "unacknowledged messages are compared with them.",
+            needs=["broker.authenticated"],
+        )
+        report.run(
+            "broker.stranded",
+            "no message that could not be routed or read",
+            self._stranded,
+            remedy="Workers with worker_consumer = 'celery_hybrid.consumer:Consumer' bring these to RabbitMQ within a "
+            "minute: see that they run and that RabbitMQ is reached; then 'celery dead-letters list'.",
+            needs=["broker.authenticated"],
+        )
+
+    def check_bindings(self, report: Report, queues: Sequence[str]) -> None:
+        """Look for the bindings of queues, which workers make when they begin to consume."""
+        report.run(
+            "workers.bindings",
+            "every queue is bound to its exchange",
+            lambda: self._bound(queues),
+            remedy="Redis has lost them (a flush, an eviction), and messages sent to the exchange would be dropped. "
+            "Workers make them again within a minute, or when they are restarted.",
+            needs=["broker.authorised", "workers.answer"],
         )
 
     def close(self) -> None:
@@ -187,6 +221,37 @@ class Broker:
         if policy != "noeviction":
             raise Failed(f"{policy}, {source}")
         return f"{policy}, {source}"
+
+    def _clock(self) -> str:
+        before = time.time()
+        seconds, microseconds = self.client.time()
+        here = (before + time.time()) / 2
+        ahead = here - (seconds + microseconds / 1e6)
+        told = f"{abs(ahead):.3f} s {'ahead of' if ahead > 0 else 'behind'} Redis"
+        if abs(ahead) >= _CLOCKS:
+            raise Failed(told)
+        return told
+
+    def _bound(self, queues: Sequence[str]) -> str:
+        lost, bound = [], 0
+        for name in queues:
+            queue = self._app.amqp.queues.get(name)
+            if queue is None or not queue.exchange or not queue.exchange.name:
+                continue
+            table = self.channel.get_table(queue.exchange.name)
+            if any(entry[2] == name for entry in table):
+                bound += 1
+            else:
+                lost.append(f"{name} to {queue.exchange.name}")
+        if lost:
+            raise Failed(f"not bound: {', '.join(lost)}")
+        return f"{bound} bindings"
+
+    def _stranded(self) -> str:
+        found = {key: self.client.llen(key) for key in _STRANDED}
+        if any(found.values()):
+            raise Failed(", ".join(f"{count} in {key}" for key, count in found.items() if count))
+        return "nothing"
 
 
 def _parse(url: str, setting: str) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def run(request: Request, tell: Callable[[Check], None] = lambda _: None) -> Rep
         results.check(report, expires if isinstance(expires, (int, float)) else None)
         workers = Workers(app, request.nodes, request.inspect_timeout)
         workers.check(report, settings.agreed(request.expected), queues)
+        broker.check_bindings(report, sorted(set(queues) & workers.consumed))
         # Sending to a queue that nobody declared would create it.
         unknown = set(queues) - set(declared_queues(app)) - workers.consumed
         avoided = {*unknown, *workers.unconsumed(queues)}

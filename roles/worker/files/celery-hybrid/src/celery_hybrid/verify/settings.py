@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Mapping
 from datetime import timedelta
+from importlib import metadata
 from typing import Any
 
 from celery import Celery
@@ -44,8 +45,31 @@ AGREED = (
 )
 #: The package that must keep the results.
 BACKEND_PACKAGE = "celery_hybrid"
+#: The oldest versions that will do, and why.
+LEAST: dict[str, tuple[tuple[int, ...], str]] = {
+    "celery": ((5, 5), "draining and the hooks of celery-hybrid are not in older ones"),
+    "kombu": ((5, 5), "older ones lose tasks when Redis reconnects"),
+    "redis": ((5, 2), "older ones do not speak the protocol with which Redis tells of new tasks"),
+}
 _DEFAULT_VISIBILITY_TIMEOUT = 3600
 _IN_THE_FILE = "Correct it in the worker role's variables and run the site playbook; nobody edits celeryconfig.py."
+
+
+def versions() -> str:
+    """Return what is installed.
+
+    Raises:
+        Failed: something is too old.
+    """
+    found = {name: metadata.version(name) for name in LEAST}
+    old = [
+        f"{name} {found[name]}: {why}"
+        for name, (least, why) in LEAST.items()
+        if tuple(int(part) for part in re.findall(r"\d+", found[name])[: len(least)]) < least
+    ]
+    if old:
+        raise Failed("; ".join(old))
+    return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
 class Settings:
@@ -93,6 +117,12 @@ class Settings:
 
     def check_values(self, report: Report, expected: Mapping[str, Any]) -> None:
         """Compare each setting with its rule."""
+        report.run(
+            "settings.versions",
+            ", ".join(f"{name} {'.'.join(map(str, least))}" for name, (least, _) in LEAST.items()) + " or newer",
+            versions,
+            remedy="Raise worker_packages and run the site playbook.",
+        )
         self._table = censored(self._app)
         rules = {**EXPECTED, **expected}
         special = {
