@@ -72,6 +72,22 @@ def test_monitoring_touches_nothing(right):
     assert not any(may("monitoring", right, name) for name in (REPLY, STREAM, "celery.results", "celery.dlx", "a"))
 
 
+def test_those_who_handle_dead_letters_touch_nothing_else():
+    names = (
+        REPLY,
+        STREAM,
+        "celery.results",
+        "celery.refused",
+        "celery.dlx",
+        "celery.dead_letters",
+        "celery.dead_letters.x",
+    )
+    allowed = {
+        right: [name for name in names if may("letters", right, name)] for right in ("configure", "write", "read")
+    }
+    assert allowed == {"configure": [], "write": ["celery.dlx"], "read": ["celery.dead_letters"]}
+
+
 def test_guest_goes():
     assert {"name": "guest", "state": "absent"} in TOPOLOGY["users"]
 

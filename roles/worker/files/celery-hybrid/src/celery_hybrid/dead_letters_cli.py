@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import getpass
 import json
 import os
 import re
+import sys
 import time
 import uuid
 from collections import Counter
@@ -116,10 +118,13 @@ class Box:
     Args:
         url: of a user who may read the queue ``celery.dead_letters`` and write to the exchange ``celery.dlx``.
         options: of the result store: timeouts and TLS.
+        login: name and password of that user, when the URL is another's.
     """
 
-    def __init__(self, url: str, options: Options) -> None:
+    def __init__(self, url: str, options: Options, login: tuple[str, str] | None = None) -> None:
         servers, query = urls.parse(url)
+        if login:
+            servers = [replace(server, user=login[0], password=login[1]) for server in servers]
         # Nobody answers heartbeats between two letters; the kernel notices a dead connection.
         self._options = replace(options.merged(query), heartbeat=0)
         self._connection = Servers(servers, self._options).connect("dead letters")
@@ -217,22 +222,31 @@ def chosen(entries: Iterable[Entry], wanted: dict[str, Any]) -> Iterator[Entry]:
 @contextlib.contextmanager
 def _box(context: click.Context) -> Iterator[Box]:
     app = context.obj.app
-    url = context.find_root().meta.get(__name__) or app.conf.result_backend
+    given, user = context.find_root().meta[__name__]
+    url = given or app.conf.result_backend
     try:
         if not url:
             raise OptionError("There is no result_backend. Give --url, or set CELERY_DEAD_LETTERS_URL.")
-        with Box(url, Options.from_mapping(app.conf.get(SETTING))) as box:
+        login = (user, _password(user)) if user else None
+        with Box(url, Options.from_mapping(app.conf.get(SETTING)), login) as box:
             yield box
     except HybridError as exc:
         raise click.ClickException(
             f"{exc}\nReading dead letters needs a user who may read {DEAD_LETTER_QUEUE} and write to "
-            f"{DEAD_LETTER_EXCHANGE}: --url or CELERY_DEAD_LETTERS_URL."
+            f"{DEAD_LETTER_EXCHANGE}: --user, --url or CELERY_DEAD_LETTERS_URL."
             if "ACCESS_REFUSED" in str(exc)
             else str(exc)
         ) from exc
 
 
+def _password(user: str) -> str:
+    if sys.stdin.isatty():
+        return getpass.getpass(f"Password of {user}: ")
+    return sys.stdin.readline().rstrip("\n")
+
+
 @click.group(name="dead-letters")
+@click.option("--user", help="Log in as this one; the password is asked for, or read from standard input.")
 @click.option(
     "--url",
     envvar="CELERY_DEAD_LETTERS_URL",
@@ -240,9 +254,9 @@ def _box(context: click.Context) -> Iterator[Box]:
 )
 @click.pass_context
 @handle_preload_options  # type: ignore[untyped-decorator]
-def dead_letters(context: click.Context, url: str | None) -> None:
+def dead_letters(context: click.Context, url: str | None, user: str | None) -> None:
     """List, show, replay and discard tasks that workers have put away."""
-    context.find_root().meta[__name__] = url
+    context.find_root().meta[__name__] = url, user
 
 
 @dead_letters.command("list")
@@ -362,13 +376,18 @@ def discarded(context: click.Context, /, path: Path, execute: bool, **wanted: An
 
 @dead_letters.command("put-back")
 @click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--execute", is_flag=True, help="Do it; without this it is only said.")
 @click.pass_context
-def put_back(context: click.Context, path: Path) -> None:
+def put_back(context: click.Context, path: Path, execute: bool) -> None:
     """Bring the letters of a file back, except those that are there already."""
     letters = _read(path)
     with _box(context) as box:
         there = {entry.id for entry in box.entries()}
         missing = [each for each in letters if each["id"] not in there]
+        if not execute:
+            click.echo(f"would put {len(missing)} letters back; {len(letters) - len(missing)} are there.")
+            click.echo("Nothing was put back; --execute does it.")
+            return
         for each in missing:
             box.put(each)
     click.echo(f"{len(missing)} letters are back, {len(letters) - len(missing)} were there. {path} is as it was.")

@@ -9,6 +9,7 @@ import os
 import random
 import threading
 import time
+from collections.abc import Iterator
 
 from celery_hybrid.errors import OutboxError, RecordTooLargeError, ResultStoreError
 from celery_hybrid.outbox import Outbox, Waiting
@@ -84,14 +85,47 @@ class Relay:
                 logger.exception("The relay of the outbox failed, and begins again.")
             self._stopping.wait(_IDLE_PAUSE)
 
+    def empty(self) -> int | None:
+        """Deliver all that waits, here and now: for a person, on a host whose workers do not run.
+
+        Returns:
+            How many were delivered; None when a worker of the host is at it.
+
+        Raises:
+            ResultStoreError: RabbitMQ does not take them. What was not delivered waits as before.
+            OutboxError: the file cannot be used.
+        """
+        with self._alone() as alone:
+            if not alone:
+                return None
+            delivered = 0
+            while batch := self._outbox.oldest(_BATCH):
+                confirmed, failure = self._deliver(batch)
+                if confirmed:
+                    self._outbox.remove(confirmed[-1])
+                delivered += len(confirmed)
+                if failure is not None:
+                    raise failure
+            return delivered
+
     def _drain_alone(self) -> None:
+        with self._alone() as alone:
+            if alone:
+                self._drain()
+            else:
+                self.state = OPEN  # another worker of the host is at it
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Hold the lock of the host; False when another process has it."""
         file = self._file = os.open(f"{self._outbox.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            with contextlib.suppress(BlockingIOError):
+            try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._drain()
-                return
-            self.state = OPEN  # another worker of the host is at it
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
         finally:
             self._file = None
             os.close(file)

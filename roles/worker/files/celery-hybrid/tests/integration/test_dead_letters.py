@@ -325,6 +325,23 @@ class TestTools:
         wait_until(lambda: box.count() == 2)
         assert "There is no dead letter nobody." in tool("show", "nobody", code=1)
 
+    def test_a_look_drops_nothing(self, box, failed, tool):
+        # Each counts as a delivery, of which RabbitMQ 4.0 allows 20 unless the policy says more.
+        for _ in range(25):
+            assert "1 failed" in tool("list")
+        wait_until(lambda: box.count() == 1)
+
+    def test_as_another_user_than_the_workers(self, failed, letters_url, results_url):
+        from celery.bin.celery import celery
+
+        arguments = ["-A", "dead_letter_tasks", "dead-letters"]
+        user = urlsplit(letters_url)
+        seen = CliRunner().invoke(celery, [*arguments, "--user", user.username, "list"], input=f"{user.password}\n")
+        assert "1 failed" in seen.output
+        refused = CliRunner().invoke(celery, [*arguments, "list"])
+        assert refused.exit_code == 1
+        assert "needs a user who may read" in refused.output
+
     def test_replay(self, app, box, failed, tool):
         text = tool("replay", failed.id)
         assert "would send letters.fail" in text
@@ -371,11 +388,13 @@ class TestTools:
         assert box.count() == 0
         assert len(path.read_text().splitlines()) == 1
         assert path.stat().st_mode & 0o777 == 0o600
-        assert "1 letters are back, 0 were there" in tool("put-back", str(path))
-        assert "0 letters are back, 1 were there" in tool("put-back", str(path))
+        assert "would put 1 letters back; 0 are there" in tool("put-back", str(path))
+        assert box.count() == 0
+        assert "1 letters are back, 0 were there" in tool("put-back", str(path), "--execute")
+        assert "0 letters are back, 1 were there" in tool("put-back", str(path), "--execute")
         tool("replay", "--execute")
         wait_until(lambda: app.backend.store.archive.result(failed.id).status == "SUCCESS")
-        tool("put-back", str(path))
+        tool("put-back", str(path), "--execute")
         # From the file once more: it was replayed.
         assert "was replayed at" in tool("replay", "--execute", code=1)
 

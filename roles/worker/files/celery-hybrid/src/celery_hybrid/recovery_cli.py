@@ -1,0 +1,222 @@
+"""``celery tasks``: what waits in Redis and what is stuck; purge it into a file, put it back, recover it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+from celery.bin.base import handle_preload_options
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from celery_hybrid import transport
+from celery_hybrid.errors import HybridError
+from celery_hybrid.outbox import Outbox
+from celery_hybrid.recovery import InHand, Tasks, held_by_workers, read
+from celery_hybrid.relay import Relay
+
+_execute = click.option("--execute", is_flag=True, help="Do it; without this it is only said.")
+_timeout = click.option("-t", "--timeout", type=float, default=2.0, help="Seconds to wait for the workers.")
+_file = click.Path(dir_okay=False, path_type=Path)
+
+
+@contextlib.contextmanager
+def _tasks(context: click.Context) -> Iterator[Tasks]:
+    # Whatever the workers use: its steps are atomic, and its keys are kombu's.
+    transport.install()
+    try:
+        # Whoever waits for an answer puts back what is overdue, by the way; looking must not.
+        with context.obj.app.connection_for_write(transport_options={"unacked_restore_limit": 0}) as connection:
+            connection.ensure_connection(max_retries=1, interval_start=0.2)
+            yield Tasks(connection)
+    except (HybridError, RedisError, OperationalError, OSError) as exc:
+        raise click.ClickException(str(exc)) from exc
+
+
+@click.group(name="tasks")
+@click.pass_context
+@handle_preload_options  # type: ignore[untyped-decorator]
+def tasks(context: click.Context) -> None:
+    """List, purge, put back and recover tasks in Redis; deliver results that wait on this host."""
+
+
+@tasks.command("list")
+@click.argument("queues", nargs=-1, metavar="[QUEUE]...")
+@_timeout
+@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def listed(context: click.Context, queues: tuple[str, ...], timeout: float, as_json: bool) -> None:
+    """Show what waits, what is in hand and of whom, and what waits in the outbox of this host."""
+    app = context.obj.app
+    with _tasks(context) as found:
+        names = sorted(queues or app.amqp.queues)
+        waiting = {name: sum(found.waiting(name).values()) for name in names}
+        begun = {name: known for name in names if (known := found.begun(name))}
+        aside = {name: count for name, count in found.set_aside().items() if count}
+        nodes, in_hand = _in_hand(app, found, timeout)
+    outboxes = list(_outboxes(app))
+    if as_json:
+        told = {
+            "waiting": waiting,
+            "purges": {name: {**asdict(its), "left": left} for name, (its, left) in begun.items()},
+            "set_aside": aside,
+            "workers": nodes,
+            "in_hand": [_as_json(each) for each in in_hand],
+            "outboxes": [{"what": what, "path": str(outbox.path), **vars(depth)} for what, outbox, depth in outboxes],
+        }
+        click.echo(json.dumps(told))
+        return
+    for name, count in waiting.items():
+        click.echo(f"queue {name}: {count} wait")
+    for name, (its, left) in begun.items():
+        click.echo(
+            f"queue {name}: a purge into {its.path} on {its.host} was interrupted, {left} of its messages are in "
+            "Redis. Give that command again, there."
+        )
+    for name, count in aside.items():
+        click.echo(f"{name}: {count} elements were set aside")
+    click.echo(f"in hand: {len(in_hand)}; workers that answer: {', '.join(nodes) or 'none'}")
+    for each in in_hand:
+        click.echo(_line(each))
+    for what, outbox, depth in outboxes:
+        if depth.count or depth.refused:
+            click.echo(f"{outbox.path}: {depth.count} {what} wait{_since(depth.oldest)}, {depth.refused} are refused")
+
+
+@tasks.command()
+@click.argument("queue")
+@click.option("--to", "path", type=_file, required=True, help="The file: a new one, or that of an interrupted purge.")
+@_execute
+@click.option("--take-over", is_flag=True, help="Go on with an interrupted purge, whose file is lost.")
+@click.pass_context
+def purge(context: click.Context, queue: str, path: Path, execute: bool, take_over: bool) -> None:
+    """Move all that waits in a queue into a file, one a line; put-back brings it back."""
+    with _tasks(context) as found:
+        if not execute:
+            for name, count in found.waiting(queue).items():
+                if count:
+                    click.echo(f"would move {count} messages of {name!r}")
+            begun = found.begun(queue)
+            if begun:
+                click.echo(f"would go on with the purge into {begun[0].path} on {begun[0].host}: {begun[1]} messages")
+            click.echo("Nothing was moved; --execute does it.")
+            return
+        count = found.purge(queue, path, take_over)
+    click.echo(f"{count} messages of the queue {queue} are in {path}.")
+
+
+@tasks.command("put-back")
+@click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@_execute
+@click.option("--again", is_flag=True, help="Also those that were put back before.")
+@click.pass_context
+def put_back(context: click.Context, path: Path, execute: bool, again: bool) -> None:
+    """Put the messages of a file back where they were, each once."""
+    with _tasks(context) as found:
+        entries = read(path)
+        if not execute:
+            known = 0 if again else found.were_put_back(entries)
+            click.echo(f"would put {len(entries) - known} messages back; {known} were put back before.")
+            click.echo("Nothing was put back; --execute does it.")
+            return
+        count = found.put_back(entries, again)
+    click.echo(f"{count} messages are back, {len(entries) - count} were put back before. {path} is as it was.")
+
+
+@tasks.command()
+@click.option("--gone", is_flag=True, help="The workers that do not answer are dead: also what only they can have.")
+@_execute
+@_timeout
+@click.pass_context
+def recover(context: click.Context, gone: bool, execute: bool, timeout: float) -> None:
+    """Put tasks back into their queues that were taken, are not acknowledged, and that no worker has.
+
+    Without --gone only those that were taken longer ago than the visibility timeout. A worker that is only busy (a
+    solo pool in a task) does not answer either, and its task would run twice.
+    """
+    app = context.obj.app
+    count = 0
+    with _tasks(context) as found:
+        nodes, in_hand = _in_hand(app, found, timeout)
+        click.echo(f"Workers that answer: {', '.join(nodes) or 'none'}")
+        stuck = [each for each in in_hand if each.stuck(gone)]
+        if not execute:
+            for each in stuck:
+                click.echo(f"would put back {_line(each)}")
+            click.echo(f"{len(stuck)} of {len(in_hand)} in hand are stuck.")
+            if stuck:
+                click.echo("Nothing was put back; --execute does it.")
+            return
+        for each, moved in found.recover(stuck):
+            count += moved
+            click.echo(f"{'put back' if moved else 'no longer there, or set aside:'} {_line(each)}")
+    click.echo(f"{count} of {len(in_hand)} in hand are back in their queues.")
+
+
+@tasks.command()
+@_execute
+@click.pass_context
+def deliver(context: click.Context, execute: bool) -> None:
+    """Bring results and dead letters of this host's outbox to RabbitMQ that no worker brings there any more."""
+    store = getattr(context.obj.app.backend, "store", None)
+    nothing = True
+    for what, outbox, depth in _outboxes(context.obj.app):
+        if depth.refused:
+            click.echo(f"{outbox.path}: RabbitMQ never takes {depth.refused} {what}; look into its table 'refused'.")
+        if not depth.count:
+            continue
+        nothing = False
+        if not execute:
+            click.echo(f"would deliver {depth.count} {what} of {outbox.path}{_since(depth.oldest)}")
+            continue
+        relay: Relay = store.relay if outbox is store.outbox else store.letter_relay  # type: ignore[union-attr]
+        try:
+            count = relay.empty()
+        except HybridError as exc:
+            raise click.ClickException(
+                f"{exc}\nWhat was not delivered waits in {outbox.path}: {outbox.depth().count} {what}."
+            ) from exc
+        click.echo("A worker of this host delivers them now." if count is None else f"{count} {what} were delivered.")
+    if nothing:
+        click.echo("Nothing waits in the outbox of this host.")
+    elif not execute:
+        click.echo("Nothing was delivered; --execute does it.")
+
+
+def _outboxes(app: Any) -> Iterator[tuple[str, Outbox, Any]]:
+    for outbox in getattr(getattr(app.backend, "store", None), "outboxes", ()):
+        # Looking must not make one.
+        if outbox.path.exists():
+            what = "results" if outbox is app.backend.store.outbox else "dead letters"
+            try:
+                depth = outbox.depth()
+            except HybridError as exc:
+                raise click.ClickException(str(exc)) from exc
+            yield what, outbox, depth
+
+
+def _in_hand(app: Any, found: Tasks, timeout: float) -> tuple[list[str], list[InHand]]:
+    # First what is in hand: what is taken meanwhile is not in question.
+    in_hand = found.in_hand()
+    held = held_by_workers(app, found.connection, timeout)
+    known = {task_id for ids in held.values() for task_id in ids}
+    return sorted(held), [replace(each, held=each.task_id in known) for each in in_hand]
+
+
+def _as_json(each: InHand) -> dict[str, Any]:
+    return {**{name: value for name, value in vars(each).items() if name != "entry"}, "state": each.state}
+
+
+def _line(each: InHand) -> str:
+    task = f"{each.task or '(no name)'}[{each.task_id or each.tag}]"
+    return f"{task}  {each.queue or '(no queue)'}  taken {timedelta(seconds=int(each.age))} ago, {each.state}"
+
+
+def _since(oldest: int | None) -> str:
+    return f", the oldest since {datetime.fromtimestamp(oldest, UTC):%Y-%m-%d %H:%M:%S} UTC" if oldest else ""
