@@ -21,7 +21,7 @@ from ledger import app, books, work
 
 PER_SECOND = 8
 # Seconds that a task takes, and those that it waits for. Every so many-th task is of this kind.
-KINDS = {"long": (20, 12.0, 0), "later": (10, 0.05, 6), "short": (1, 0.05, 0)}
+KINDS = {"long": (40, 12.0, 0), "later": (10, 0.05, 6), "short": (1, 0.05, 0)}
 # For the last tasks to end, and for the reading of all results.
 PATIENCE = 90.0
 
