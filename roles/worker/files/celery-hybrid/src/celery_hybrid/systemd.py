@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 #: Seconds without progress after which something is stuck. An attempt to reach the broker takes less, with its pause.
 PATIENCE = 60.0
 _LONGEST_PAUSE = 10.0
+# What the pool gets to end in, once the running tasks were told to; nothing is put back before it has ended.
+_POOL_SECONDS = 8.0
 
 
 def install(drain_seconds: float = 0, patience: float = PATIENCE) -> None:
@@ -52,6 +54,7 @@ class _Life:
     drain_seconds: float = 0
     patience: float = PATIENCE
     monitor: Monitor | None = None
+    consumer: Any = None
 
 
 def notify(**values: object) -> bool:
@@ -288,6 +291,7 @@ def _begin(health: WorkerHealth | BeatHealth) -> None:
 
 
 def _worker_ready(sender: Any, **_: Any) -> None:
+    _Life.consumer = sender
     _begin(WorkerHealth(sender, _Life.patience))
 
 
@@ -302,6 +306,25 @@ def _worker_stops(how: str, **_: Any) -> None:
     if how == "Warm" and _Life.drain_seconds > 0:
         # Celery's own soft shutdown sleeps for the whole time, also when the last task has ended, and does not
         # acknowledge meanwhile.
-        timer = threading.Timer(_Life.drain_seconds, os.kill, (os.getpid(), signal.SIGQUIT))
-        timer.daemon = True
-        timer.start()
+        _after(_Life.drain_seconds, os.kill, os.getpid(), signal.SIGQUIT)
+        _after(_Life.drain_seconds + _POOL_SECONDS, _put_back)
+
+
+def _after(seconds: float, function: Callable[..., Any], *args: Any) -> None:
+    timer = threading.Timer(seconds, function, args)
+    timer.daemon = True
+    timer.start()
+
+
+def _put_back() -> None:
+    """Put back what this worker holds, and end: a child hangs, and the worker waits for it.
+
+    Else systemd would kill the worker in the end, and its tasks would be out of reach until the visibility timeout.
+    """
+    logger.critical("The pool does not end: what this worker holds goes back to its queues, and the worker is ended.")
+    try:
+        _Life.consumer.task_consumer.channel.qos.restore_unacked_once()
+    except Exception:
+        logger.exception("Some tasks could not be put back; they are, after the visibility timeout.")
+    # systemd kills the children that are left (KillMode=mixed).
+    os._exit(1)

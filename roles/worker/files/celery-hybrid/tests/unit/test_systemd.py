@@ -265,3 +265,41 @@ def test_the_monitor_feeds_only_while_all_is_well(listener, caplog):
     monitor.stop()
     assert caplog.text.count("Stuck: the consumer hangs") == 1
     assert "Celery has changed" in caplog.text
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """Ask a worker to stop; return what happens, in its order."""
+    events = []
+    qos = SimpleNamespace(restore_unacked_once=lambda: events.append("put back"))
+    consumer = SimpleNamespace(task_consumer=SimpleNamespace(channel=SimpleNamespace(qos=qos)))
+    monkeypatch.setattr(systemd._Life, "consumer", consumer)
+    monkeypatch.setattr(systemd._Life, "monitor", None)
+    monkeypatch.setattr(systemd, "_POOL_SECONDS", 0.1)
+    monkeypatch.setattr(systemd.os, "kill", lambda pid, number: events.append(f"signal {int(number)}"))
+    monkeypatch.setattr(systemd.os, "_exit", lambda code: events.append(f"exit {code}"))
+
+    def stop(drain_seconds):
+        monkeypatch.setattr(systemd._Life, "drain_seconds", drain_seconds)
+        systemd._worker_stops("Warm")
+        deadline = time.monotonic() + 5
+        while drain_seconds and "exit 1" not in events and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return events
+
+    return SimpleNamespace(stop=stop, qos=qos, events=events)
+
+
+def test_a_pool_that_does_not_end_does_not_keep_its_tasks(stopped):
+    assert stopped.stop(0.1) == ["signal 3", "put back", "exit 1"]
+
+
+def test_a_worker_ends_also_when_nothing_can_be_put_back(stopped):
+    stopped.qos.restore_unacked_once = lambda: 1 / 0
+    assert stopped.stop(0.1) == ["signal 3", "exit 1"]
+
+
+def test_without_a_limit_a_worker_drains_for_as_long_as_it_takes(stopped):
+    stopped.stop(0)
+    time.sleep(0.3)
+    assert stopped.events == []
