@@ -13,6 +13,7 @@ import json
 import sys
 import time
 import uuid
+from collections import Counter
 from pathlib import Path
 
 from kombu.exceptions import OperationalError
@@ -48,7 +49,7 @@ def send(notes: Path, seconds: float) -> None:
 
 def read(notes: Path) -> None:
     """Print what became of all tasks."""
-    runs = {name.decode(): int(count) for name, count in books().hgetall("ledger:runs").items()}
+    runs = Counter(task_id.decode() for task_id in books().lrange("ledger:runs", 0, -1))
     deadline = time.monotonic() + PATIENCE
     tasks = []
     for line in notes.read_text().splitlines():
@@ -67,7 +68,7 @@ def read(notes: Path) -> None:
                 "state": result.state,
                 "version": version,
                 "node": node,
-                "runs": runs.get(task_id, 0),
+                "runs": runs[task_id],
             }
         )
     ticks = [float(tick) for tick in books().lrange("ledger:ticks", 0, -1)]

@@ -255,13 +255,20 @@ def waiting(channel: Any, queues: list[str]) -> Iterator[tuple[str, str, str | b
                         f"not all messages of the queue {queue!r} could be looked at within {QUEUE_SECONDS} s; whether "
                         "the new version has all of their tasks is not known. Wait until the queue is shorter."
                     )
-    for _, value in channel.client.hscan_iter(channel.unacked_key, count=BATCH):
-        try:
-            message, _, queue = json.loads(value)
-        except ValueError:
-            continue
-        if queue in queues:
-            yield "in the hands of workers or waiting for their time", queue, json.dumps(message)
+    # With no other rights than a worker has.
+    tags = channel.client.zrange(channel.unacked_index_key, 0, -1)
+    for start in range(0, len(tags), BATCH):
+        with channel.client.pipeline(transaction=False) as several:
+            for tag in tags[start : start + BATCH]:
+                several.hget(channel.unacked_key, tag)
+            values = several.execute()
+        for value in filter(None, values):
+            try:
+                message, _, queue = json.loads(value)
+            except ValueError:
+                continue
+            if queue in queues:
+                yield "in the hands of workers or waiting for their time", queue, json.dumps(message)
 
 
 def orphans(app: Any, queues: list[str]) -> list[str]:

@@ -143,6 +143,7 @@ class Broker:
 
     priority_steps = (0, 3)
     unacked_key = "unacked"
+    unacked_index_key = "unacked_index"
 
     def __init__(self, *tasks: str) -> None:
         self.tasks = tasks
@@ -163,6 +164,7 @@ def test_tasks_that_wait_and_are_not_in_the_application_are_counted(module: Any)
     broker = Broker("shop.add")
     for key, task in [("celery", "shop.old"), ("celery:3", "shop.old"), ("celery", "shop.add"), ("other", "shop.gone")]:
         broker.client.lpush(key, json.dumps(broker.message(task)))
+    broker.client.zadd("unacked_index", {"tag": 1, "acknowledged meanwhile": 2})
     broker.client.hset("unacked", "tag", json.dumps([broker.message("shop.old"), "", "celery"]))
     broker.client.lpush("celery", "no message")
     (sentence,) = module.orphans(broker, ["celery"])

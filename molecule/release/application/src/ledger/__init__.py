@@ -25,7 +25,7 @@ def books() -> redis.Redis:
 @app.task(name="ledger.work", bind=True)
 def work(self: Task, seconds: float) -> list[str]:
     """Take some time; return the version that ran it, and its node."""
-    books().hincrby("ledger:runs", self.request.id, 1)
+    books().rpush("ledger:runs", self.request.id)
     time.sleep(seconds)
     return [version("ledger"), str(self.request.hostname)]
 
