@@ -147,7 +147,11 @@ CELERY_RIGHTS = (
         "take a task in one step by a script of celery-hybrid, and hear when there is one",
         "eval hsetnx zscore lindex lrem client|tracking blmove",
     ),
-    Right("the checks of C(celery_verify)", "hlen zcard scard scan dbsize lindex lrange lrem"),
+    Right(
+        "look at queues and at what was taken: C(celery_verify), C(diagnose), C(release), C(purge)",
+        "hlen hmget hscan zcard zcount zmscore scard scan dbsize lindex lrange lrem",
+    ),
+    Right("remember what a task has done, as celery_hybrid.guard does, and count", "pttl expire incr hincrby"),
 )
 
 # A pattern subscription must match an allowed channel literally, so that '&/0.*' would not do.
