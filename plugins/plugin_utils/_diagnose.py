@@ -85,6 +85,12 @@ class Picture:
         """Whether somebody could ask the nodes."""
         return any("workers" in reading for reading in self.readings.values())
 
+    @property
+    def complete(self) -> bool:
+        """Whether every node that lives has told what it has in hand; that of a host that cannot be read has not."""
+        wanted = ("active", "reserved", "scheduled", "active_queues")
+        return self.asked and all(name in self.answers.get(node, {}) for node in self.heard for name in wanted)
+
     @cached_property
     def broker(self) -> Data:
         """Queues and unacknowledged messages, as the first host saw them that could."""

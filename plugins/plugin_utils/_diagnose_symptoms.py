@@ -516,7 +516,7 @@ def starvation(p: Picture) -> t.Iterator[Finding]:
 
 @symptom
 def full_workers(p: Picture) -> t.Iterator[Finding]:
-    for queue, length in sorted(p.queues.items()):
+    for queue, length in sorted(p.queues.items()) if p.complete else ():
         nodes = {n: a for n, a in p.answers.items() if queue in a.get("active_queues", ())}
         if not length or not nodes:
             continue
@@ -544,7 +544,7 @@ def full_workers(p: Picture) -> t.Iterator[Finding]:
 @symptom
 def stuck(p: Picture) -> t.Iterator[Finding]:
     broker, still = p.broker, p.broker.get("still_unacked")
-    if not broker or not p.asked or still is None:
+    if not broker or not p.complete or still is None:
         return
     in_hand = {
         task.get("id")
@@ -583,7 +583,7 @@ def stuck(p: Picture) -> t.Iterator[Finding]:
 
 @symptom
 def no_consumer(p: Picture) -> t.Iterator[Finding]:
-    if not p.asked:
+    if not p.complete:
         return
     for queue, length in sorted(p.queues.items()):
         if length and queue == _UNDELIVERABLE:

@@ -20,7 +20,7 @@ SERVERS, WORKER = "10.213.47.11", "10.213.47.12"
 # What the scripts of the tests may use; the first line of their standard input is the password of Redis' administrator.
 PRELUDE = """
 read -r REDISCLI_AUTH; export REDISCLI_AUTH
-admin() { redis-cli --user admin --no-auth-warning "$@"; }
+admin() { redis-cli --tls --cacert /etc/redis/tls/ca.pem -p 6380 --user admin --no-auth-warning "$@"; }
 service() {
   systemd-run --quiet --uid=celery --property=EnvironmentFile=/etc/celery/celery.env \
     --setenv=CELERY_CONFIG_MODULE=${CONFIG:-celeryconfig} --setenv=PYTHONPATH=/tmp/odd:/etc/celery "$@"

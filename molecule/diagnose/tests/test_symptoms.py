@@ -138,7 +138,7 @@ DOWN = [
     ),
     Trouble("redis.unreachable", WORKER, "true", "true", ("worker1",)),
     Trouble(
-        "rabbitmq.down", SERVERS, "systemctl stop rabbitmq-server", "systemctl start rabbitmq-server", ("inactive",)
+        "rabbitmq.down", SERVERS, "systemctl stop rabbitmq-server", "systemctl start rabbitmq-server", ("servers1",)
     ),
     Trouble(
         "worker.down",

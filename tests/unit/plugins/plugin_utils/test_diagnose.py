@@ -103,6 +103,7 @@ def healthy():
                     "visibility_timeout": 3600,
                     "results_in_redis": 0,
                     "all_keys_seen": True,
+                    "unacked": {"count": 0, "messages": []},
                     "queues": [
                         {
                             "queue": "celery",
@@ -113,7 +114,6 @@ def healthy():
                             "next": [],
                         }
                     ],
-                    "unacked": {"count": 0, "overdue": 0, "messages": []},
                 },
             },
         },
@@ -272,6 +272,8 @@ def test_a_healthy_deployment_has_no_findings_and_is_told_what_was_looked_at():
         ((*BROKER, "unacked", "messages"), [{**MESSAGE, "age": 1.0}]),
         # Nobody could be asked.
         (("worker1", "worker", "still_unacked"), None),
+        # A worker on a host that could not be read may have it.
+        (("worker1", "worker", "workers", "heard"), [NODE, "far@worker2"]),
     ],
 )
 def test_a_message_that_may_be_in_a_workers_hand_is_not_stuck(path):
@@ -279,6 +281,13 @@ def test_a_message_that_may_be_in_a_workers_hand_is_not_stuck(path):
     put(said, (*BROKER, "unacked", "messages"), [MESSAGE])
     put(said, ("worker1", "worker", "still_unacked"), ["tag1"])
     put(said, *path)
+    assert diagnosis(said, {"worker1": [NODE]}, ["broker1"], ["results1"])["findings"] == []
+
+
+def test_a_queue_that_a_worker_on_an_unread_host_may_consume_has_a_consumer():
+    said = healthy()
+    put(said, (*BROKER, "queues"), [{**WAITING, "queue": "far"}])
+    put(said, ("worker1", "worker", "workers", "heard"), [NODE, "far@worker2"])
     assert diagnosis(said, {"worker1": [NODE]}, ["broker1"], ["results1"])["findings"] == []
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,14 +46,13 @@ class Redis:
     def zrange(self, key: str, start: int, end: int, withscores: bool) -> list[tuple[bytes, float]]:
         return [(b"tag1", self.now - 60.0), (b"tag2", self.now - 50.0)]
 
-    def hmget(self, key: str, tags: list[bytes]) -> list[bytes | None]:
-        return [json.dumps([json.loads(envelope()), "", "slow"]).encode(), None]
+    @contextlib.contextmanager
+    def pipeline(self, transaction: bool) -> Iterator[Any]:
+        bodies = [json.dumps([json.loads(envelope()), "", "slow"]).encode(), None]
+        yield SimpleNamespace(hget=lambda key, tag: None, execute=lambda: bodies)
 
     def zcard(self, key: str) -> int:
         return 2
-
-    def zcount(self, key: str, low: str, high: float) -> int:
-        return 0
 
 
 def channel(lists: dict[str, list[bytes]], now: int) -> Any:

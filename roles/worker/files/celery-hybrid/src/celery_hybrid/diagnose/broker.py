@@ -109,7 +109,8 @@ def unacked(channel: Any) -> dict[str, Any]:
     client, index = channel.client, channel.unacked_index_key
     now = time.time()
     entries = client.zrange(index, 0, _IN_HAND - 1, withscores=True)
-    bodies = client.hmget(channel.unacked_key, [tag for tag, _ in entries]) if entries else []
+    # Only commands that workers need themselves: their user has no right to others.
+    bodies = _each(client, "hget", channel.unacked_key, [tag for tag, _ in entries])
     messages = []
     for (tag, score), body in zip(entries, bodies, strict=True):
         found = {"tag": tag.decode("utf-8", "replace"), "age": round(now - score, 1)}
@@ -122,7 +123,6 @@ def unacked(channel: Any) -> dict[str, Any]:
         messages.append(found)
     return {
         "count": client.zcard(index),
-        "overdue": client.zcount(index, "-inf", now - channel.visibility_timeout),
         "messages": messages,
     }
 
@@ -130,5 +130,13 @@ def unacked(channel: Any) -> dict[str, Any]:
 def still_unacked(channel: Any, tags: Iterable[str]) -> list[str]:
     """Those of *tags* that are still unacknowledged."""
     asked = list(tags)
-    scores = channel.client.zmscore(channel.unacked_index_key, asked) if asked else []
+    scores = _each(channel.client, "zscore", channel.unacked_index_key, asked)
     return [tag for tag, score in zip(asked, scores, strict=True) if score is not None]
+
+
+def _each(client: Any, command: str, key: str, members: list[Any]) -> list[Any]:
+    """The answers to one command for each member, in one round trip."""
+    with client.pipeline(transaction=False) as pipe:
+        for member in members:
+            getattr(pipe, command)(key, member)
+        return list(pipe.execute())
