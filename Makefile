@@ -65,8 +65,8 @@ demo-down: ## remove every trace of the demo
 ## the tests
 
 .PHONY: test
-test: ## run everything that CI runs: lint, unit tests, the package's tests, molecule
-	@tests/run.sh lint unit package molecule
+test: ## run everything that CI runs: lint, unit tests, the modules' tests, the package's tests, molecule
+	@tests/run.sh lint unit modules package molecule
 
 .PHONY: lint
 lint: venv ## yamllint, ansible-lint, ruff, mypy
@@ -74,13 +74,17 @@ lint: venv ## yamllint, ansible-lint, ruff, mypy
 	@ansible-lint --offline
 	@ruff check .
 	@ruff format --check .
-	@MYPYPATH=tests/bench mypy tests/hosts tests/package tests/bench/run.py tests/faults/run.py tests/celery_suite/run.py demo tools
+	@MYPYPATH=tests/bench mypy tests/hosts tests/package tests/modules/run.py tests/bench/run.py tests/bench/topology.py tests/faults/run.py tests/celery_suite/run.py demo tools
 	@python3 tools/variables.py --check
 	@mypy --config-file $(PACKAGE)/pyproject.toml $(PACKAGE)/src
 
 .PHONY: test-unit
 test-unit: venv ## the unit tests of plugins, roles and tools
 	@pytest
+
+.PHONY: test-modules
+test-modules: venv ## the modules, against RabbitMQ 3.10 and 4.0, Redis 7.0 and 8.0, Valkey 8.1
+	@python3 tests/modules/run.py
 
 .PHONY: test-package
 test-package: venv ## the tests of celery-hybrid, against RabbitMQ 3.10 and 4.0, Celery 5.5 and newest
