@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable
@@ -13,6 +14,16 @@ import pytest
 import yaml
 
 from stack import INVENTORY, ROOT, STATE
+
+# Runs on the worker host because Celery is there; it uses the client's own user, not the worker's.
+PROLOGUE = """
+import json, os, sys
+os.environ["CELERY_BROKER_URL"], os.environ["CELERY_RESULT_BACKEND"] = sys.stdin.readline().split()
+os.environ["CELERY_CONFIG_MODULE"] = "celeryconfig"
+sys.path.insert(0, "/etc/celery")
+from payments import app
+from celery.result import AsyncResult
+"""
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +68,23 @@ def urls(secrets: dict[str, str], addresses: dict[str, str]) -> dict[str, str]:
         "results": f"amqps://client:{quote(secrets['rabbitmq_client'], safe='')}@{addresses['rabbitmq']}:5671/celery"
         "?ca_certs=/etc/celery/tls/rabbitmq-ca.pem",
     }
+
+
+@pytest.fixture
+def client(address: str, root_shell: Callable[..., Any], urls: dict[str, str]) -> Callable[[str], Any]:
+    """Run a program in a fresh process of an application; return what it prints as JSON."""
+
+    def run(program: str) -> Any:
+        # The program comes on the same input as the URLs, so nothing secret is in a command line.
+        script = (
+            "exec /opt/celery/venv/bin/python -c 'import sys; n = int(sys.stdin.readline()); exec(sys.stdin.read(n))'"
+        )
+        source = PROLOGUE + program
+        done = root_shell(address, script, f"{len(source)}\n{source}{urls['broker']} {urls['results']}\n")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
 
 
 @pytest.fixture(scope="session")

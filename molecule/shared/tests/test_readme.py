@@ -14,6 +14,7 @@ SECRETS = {
     "rabbitmq_worker": "RABBITMQ_WORKER_PASSWORD",
     "rabbitmq_client": "RABBITMQ_CLIENT_PASSWORD",
     "rabbitmq_monitoring": "RABBITMQ_MONITORING_PASSWORD",
+    "rabbitmq_letters": "RABBITMQ_LETTERS_PASSWORD",
 }
 
 

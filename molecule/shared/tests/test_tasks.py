@@ -4,38 +4,9 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from stack import wait_until
 
 testinfra_hosts = ["ansible://worker"]
-
-# Runs on the worker host because Celery is there; it uses the client's own user, not the worker's.
-PROLOGUE = """
-import json, os, sys
-os.environ["CELERY_BROKER_URL"], os.environ["CELERY_RESULT_BACKEND"] = sys.stdin.readline().split()
-os.environ["CELERY_CONFIG_MODULE"] = "celeryconfig"
-sys.path.insert(0, "/etc/celery")
-from payments import app
-from celery.result import AsyncResult
-"""
-
-
-@pytest.fixture
-def client(address, root_shell, urls):
-    """Run a program in a fresh process of an application; return what it prints as JSON."""
-
-    def run(program):
-        # The program comes on the same input as the URLs, so nothing secret is in a command line.
-        script = (
-            "exec /opt/celery/venv/bin/python -c 'import sys; n = int(sys.stdin.readline()); exec(sys.stdin.read(n))'"
-        )
-        source = PROLOGUE + program
-        done = root_shell(address, script, f"{len(source)}\n{source}{urls['broker']} {urls['results']}\n")
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    return run
 
 
 def test_task_gives_its_result(client):
