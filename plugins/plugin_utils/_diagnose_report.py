@@ -19,7 +19,7 @@ def report(picture: Picture, found: t.Sequence[Finding]) -> str:
     tables = [
         ("Workers", workers(picture)),
         ("Queues in Redis", queues(picture)),
-        ("Unacknowledged, the oldest", unacked(picture)),
+        ("Unacknowledged, since their claim was made or renewed by their worker", unacked(picture)),
         ("Redis", redis(picture)),
         ("RabbitMQ", rabbitmq(picture)),
         ("Units", units(picture)),
@@ -32,8 +32,8 @@ def report(picture: Picture, found: t.Sequence[Finding]) -> str:
 def findings_text(picture: Picture, found: t.Sequence[Finding]) -> str:
     """Every finding in words; when there is none, what that was decided by."""
     if not found:
-        return f"No findings. Looked at {looked_at(picture)}."
-    lines = [f"{len(found)} finding{'s' * (len(found) > 1)}. Looked at {looked_at(picture)}."]
+        return _wrapped("", "", f"No findings. Looked at {looked_at(picture)}.")
+    lines = [_wrapped("", "", f"{len(found)} finding{'s' * (len(found) > 1)}. Looked at {looked_at(picture)}.")]
     for number, finding in enumerate(found, 1):
         lines += ["", f"{number}. {finding.symptom}  [{finding.id}]"]
         lines += [_wrapped("   seen    ", "           ", each) for each in finding.evidence[:1]]

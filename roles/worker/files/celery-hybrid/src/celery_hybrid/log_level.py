@@ -123,14 +123,17 @@ def _on_signal(*_: Any, **__: Any) -> None:
 
 
 @control_command(  # type: ignore[untyped-decorator]
-    args=[("level", str), ("seconds", float)],
-    variadic="loggers",
+    # All in one: with arguments before it, Celery's command line repeats the last of them in the variadic one.
+    variadic="words",
     signature="LEVEL|reset [SECONDS=600] [LOGGER ...]",
 )
-def log_level(
-    state: Any, level: str = "", seconds: float = DEFAULT_SECONDS, loggers: Any = None, **_: Any
-) -> dict[str, Any]:
+def log_level(state: Any, words: Any = (), **_: Any) -> dict[str, Any]:
     """Set the level of loggers for some seconds, in all processes of the worker; 'reset' puts it back at once."""
+    level, seconds, *loggers = [*words, *("", DEFAULT_SECONDS)[len(words) :]]
+    try:
+        seconds = float(seconds)
+    except ValueError:
+        return {"error": f"{seconds!r} is no number of seconds"}
     number = logging.getLevelName(str(level).upper())
     if str(level).lower() == "reset":
         wanted: dict[str, int] = {}
@@ -139,8 +142,8 @@ def log_level(
     elif not 0 < seconds <= _LONGEST:
         return {"error": f"seconds are {seconds:g}: between 0 and {_LONGEST:g} are possible"}
     else:
-        names = [loggers] if isinstance(loggers, str) else list(loggers or LOGGERS)
-        wanted = {**_Main.levels.wanted, **{"" if name == "root" else str(name): number for name in names}}
+        named = {"" if name == "root" else str(name): number for name in loggers or LOGGERS}
+        wanted = {**_Main.levels.wanted, **named}
     try:
         told = _set(state.consumer.pool, wanted, seconds)
     except ValueError as exc:

@@ -31,21 +31,21 @@ def own(monkeypatch: pytest.MonkeyPatch) -> Any:
 def answered(*arguments: Any) -> dict[str, Any]:
     """The answer to 'celery control log_level'."""
     state = SimpleNamespace(consumer=SimpleNamespace(pool=object()))
-    return dict(subject.log_level(state, *arguments))
+    return dict(subject.log_level(state, list(arguments)))
 
 
 def test_levels_are_set_and_put_back_to_what_each_was() -> None:
     one, other = logging.getLogger("test.one"), logging.getLogger("test.other")
     one.setLevel(logging.ERROR)
-    assert answered("debug", 60, ["test.one", "test.other"])["levels"] == {"test.one": "DEBUG", "test.other": "DEBUG"}
-    answered("WARNING", 60, ["test.other"])
+    assert answered("debug", 60, "test.one", "test.other")["levels"] == {"test.one": "DEBUG", "test.other": "DEBUG"}
+    answered("WARNING", 60, "test.other")
     assert (one.level, other.level) == (logging.DEBUG, logging.WARNING)
     assert answered("reset")["levels"] == {}
     assert (one.level, other.level) == (logging.ERROR, logging.NOTSET)
 
 
 def test_levels_go_back_by_themselves() -> None:
-    answered("DEBUG", 0.05, ["test.soon"])
+    answered("DEBUG", 0.05, "test.soon")
     assert logging.getLogger("test.soon").level == logging.DEBUG
     deadline = time.monotonic() + 10
     while logging.getLogger("test.soon").level and time.monotonic() < deadline:
@@ -58,14 +58,19 @@ def test_kombu_is_traced_while_its_level_is_debug() -> None:
     answered("DEBUG", 60)
     assert kombu.connection._log_channel
     assert kombu.connection._log_connection
-    answered("INFO", 60, ["kombu"])
+    answered("INFO", 60, "kombu")
     assert not kombu.connection._log_channel
     assert not kombu.connection._log_connection
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(("LOUD",), "is no level"), (("DEBUG", 0), "between 0 and"), (("DEBUG", 1, ["x" * 20_000]), "too many loggers")],
+    [
+        (("LOUD",), "is no level"),
+        (("DEBUG", 0), "between 0 and"),
+        (("DEBUG", "x"), "no number of seconds"),
+        (("DEBUG", 1, "x" * 20_000), "too many loggers"),
+    ],
 )
 def test_what_is_wrong_is_refused_and_nothing_changes(arguments: tuple[Any, ...], words: str) -> None:
     assert words in answered(*arguments)["error"]
