@@ -129,11 +129,12 @@ def _on_signal(*_: Any, **__: Any) -> None:
 )
 def log_level(state: Any, words: Any = (), **_: Any) -> dict[str, Any]:
     """Set the level of loggers for some seconds, in all processes of the worker; 'reset' puts it back at once."""
-    level, seconds, *loggers = [*words, *("", DEFAULT_SECONDS)[len(words) :]]
+    given = [str(word) for word in words]
+    level, loggers = (given or [""])[0], given[2:]
     try:
-        seconds = float(seconds)
+        seconds = float(given[1]) if len(given) > 1 else DEFAULT_SECONDS
     except ValueError:
-        return {"error": f"{seconds!r} is no number of seconds"}
+        return {"error": f"{given[1]!r} is no number of seconds"}
     number = logging.getLevelName(str(level).upper())
     if str(level).lower() == "reset":
         wanted: dict[str, int] = {}
