@@ -9,37 +9,27 @@ what the processes note), ``FAULTS_VISIBILITY`` (seconds) and ``FAULTS_OPTIONS``
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import random
-import re
 import threading
 import time
 import uuid
-from pathlib import Path
 from typing import Any
 
 from celery import Celery, states
+from deployed import note, role_settings
 from kombu import Queue
 
 from celery_hybrid.outbox import Outbox
 from celery_hybrid.records import RESULT, Record
 from celery_hybrid.writer import Writer
 
-TEMPLATE = Path(__file__).resolve().parents[2] / "roles/worker/templates/etc/celery/celeryconfig.py.j2"
-NOTES = Path(os.environ["FAULTS_NOTES"])
 SEED = int(os.environ["FAULTS_SEED"])
 CHORD = 10
 
 _SMALLEST, _LARGEST = 100, 20_000
 _IDS = uuid.UUID("8c7f0b8e-4d0b-4c3a-9a52-0f4d0a3f6f1e")
-
-
-def role_settings() -> dict[str, Any]:
-    """Return the settings of the role that do not depend on its variables, as its template has them now."""
-    constants = re.findall(r"^([a-z]\w+) = ([^{}\n]+)$", TEMPLATE.read_text(), re.MULTILINE)
-    return {name: ast.literal_eval(value) for name, value in constants}
 
 
 app = Celery("faults")
@@ -86,15 +76,6 @@ def body_of(number: int) -> int:
 
 
 # --- tasks -----------------------------------------------------------------------------------------
-
-
-def note(what: str, *words: object) -> None:
-    """Append a line to a file of the run; it is there although the process is killed in the next moment."""
-    file = os.open(NOTES / what, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(file, f"{' '.join(map(str, words))}\n".encode())
-    finally:
-        os.close(file)
 
 
 @app.task(bind=True)

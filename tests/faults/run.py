@@ -18,41 +18,47 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import random
-import re
 import secrets
-import shlex
 import shutil
-import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-ROOT = Path(__file__).resolve().parents[2]
+from lab import (
+    AMQP_PORT,
+    INVENTORIES,
+    PACKAGE,
+    PINS,
+    ROOT,
+    Client,
+    Filter,
+    Servers,
+    Worker,
+    end_in_order,
+    host,
+    lines_of,
+    markdown,
+    say,
+    small_disk,
+    venv,
+)
+
 HERE = Path(__file__).resolve().parent
-INVENTORIES = ROOT / "molecule" / "inventory"
 # Debian release: (inventory, address of its only host). RabbitMQ 3.10 is on Debian 12, 4.0 on Debian 13.
 HOSTS = {"debian13": ("faults.yml", "10.213.23.13"), "debian12": ("faults_on_debian12.yml", "10.213.23.12")}
-STATE = ROOT / ".cache" / "hosts"
 CACHE = ROOT / ".cache" / "faults"
 NOTES = CACHE / "notes"
 # A file system of its own, so that it can be filled. The outbox leaves 16 MiB of any disk alone.
 SMALL_DISK = CACHE / "small-disk"
-PACKAGE = ROOT / "roles" / "worker" / "files" / "celery-hybrid"
-BIN = ROOT / ".venv" / "bin"
-PINS = ("celery[redis]==5.7.0", "kombu==5.7.0", "redis==8.1.0", "amqp==5.4.2")
 # Marks our rules of the packet filter; nothing without it is touched.
 COMMENT = "celeryops.hybrid faults"
-AMQP_PORT = "5672"
 PROCESSES = 4
 # Numbers of a phase begin at a multiple of this.
 NUMBERS = 100_000
@@ -124,158 +130,6 @@ class Row:
     bad: bool = False
 
 
-# --- the servers -----------------------------------------------------------------------------------
-
-
-class Servers:
-    """The host with Redis and RabbitMQ."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-
-    def shell(self, script: str) -> str:
-        """Run a script as root and return its output; SSH would split its words again."""
-        done = subprocess.run(
-            ["ssh", "-F", STATE / "ssh_config", self.address, f"sudo sh -c {shlex.quote(script)}"],
-            text=True,
-            capture_output=True,
-            check=False,
-        )
-        if done.returncode:
-            raise SystemExit(f"{script}: {done.stderr.strip() or done.stdout.strip()}")
-        return done.stdout.strip()
-
-    def versions(self) -> str:
-        """Return the versions of what runs there."""
-        system = self.shell(". /etc/os-release; echo $PRETTY_NAME")
-        redis = re.search(r"v=(\S+)", self.shell("redis-server --version"))
-        return f"{system}, RabbitMQ {self.shell('rabbitmqctl version')}, Redis {redis[1] if redis else '?'}"
-
-    def environment(self, user: str) -> dict[str, str]:
-        """Return where processes with the rights of a user find the servers; passwords are not for arguments."""
-        password = secret(f"rabbitmq_{user}")
-        return {
-            "FAULTS_BROKER": f"redis://celery:{secret('redis')}@{self.address}:6379/0",
-            "FAULTS_RESULTS": f"amqp://{user}:{password}@{self.address}:{AMQP_PORT}/celery",
-        }
-
-
-class Filter:
-    """The packet filter of this machine, as far as it concerns RabbitMQ on the host."""
-
-    def __init__(self, address: str) -> None:
-        mark = ("-m", "comment", "--comment", COMMENT, "-j", "DROP")
-        self._out = ("OUTPUT", "-p", "tcp", "-d", address, "--dport", AMQP_PORT, *mark)
-        self._in = ("INPUT", "-p", "tcp", "-s", address, "--sport", AMQP_PORT, *mark)
-
-    @contextlib.contextmanager
-    def dropping(self, *, both: bool) -> Iterator[None]:
-        """Drop what comes from RabbitMQ; with ``both`` also what goes there."""
-        try:
-            for rule in (self._out, self._in) if both else (self._in,):
-                root("iptables", "-w", "-I", *rule)
-            yield
-        finally:
-            self.clear()
-
-    def clear(self) -> None:
-        """Take our rules away, also those that an earlier run has left."""
-        for rule in (self._out, self._in):
-            while root("iptables", "-w", "-D", *rule, check=False) == 0:
-                pass
-
-
-# --- processes -------------------------------------------------------------------------------------
-
-
-class Worker:
-    """A worker that is started again when it ends, as systemd does.
-
-    Args:
-        python: the virtual environment's folder of programs.
-        environment: of its processes.
-    """
-
-    def __init__(self, python: Path, environment: dict[str, str]) -> None:
-        self._program = python / "celery"
-        self._environment = environment
-        self._process: subprocess.Popen[bytes] | None = None
-        self.starts = 0
-
-    def ensure(self) -> None:
-        """Start it unless it runs."""
-        if self._process is not None and self._process.poll() is None:
-            return
-        self.kill()  # children that a main process has left
-        self.starts += 1
-        arguments = ["--app=faults_app", "worker", "--pool=prefork", f"--concurrency={PROCESSES}", "--loglevel=INFO"]
-        with (CACHE / "worker.log").open("a") as log:
-            self._process = subprocess.Popen(
-                [self._program, *arguments, "--hostname=worker@faults", "--without-mingle", "--without-gossip"],
-                env=self._environment,
-                cwd=HERE,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def kill(self) -> None:
-        """End the main process and its children, all at once."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                # Its own group, so nobody else is in it.
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-    def close(self) -> None:
-        """End it as systemd does."""
-        if self._process is not None:
-            self._process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=10)
-        self.kill()
-
-
-class Client:
-    """A process with the rights of a client; its answer is one line of JSON."""
-
-    def __init__(self, python: Path, environment: dict[str, str], *arguments: Any) -> None:
-        with (CACHE / "client.log").open("a") as log:
-            self._process = subprocess.Popen(
-                [python / "python", HERE / "client.py", arguments[0], *map(json.dumps, arguments[1:])],
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-
-    def line(self) -> str:
-        """Wait for a line of its output."""
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()
-
-    def announce_end(self) -> None:
-        """Let it come to its end."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-
-    def answer(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Wait until it ends; return its answer and what it said before."""
-        assert self._process.stdout is not None
-        lines = [json.loads(line) for line in self._process.stdout if line.strip()]
-        if self._process.wait() or not lines:
-            raise SystemExit(f"A client has failed; see {CACHE / 'client.log'}.")
-        return lines[-1], lines[:-1]
-
-    def close(self) -> None:
-        """End it now."""
-        self._process.kill()
-        self._process.wait()
-
-
 # --- the faults ------------------------------------------------------------------------------------
 
 
@@ -289,7 +143,7 @@ class Faults:
 
     def __init__(self, servers: Servers, dice: random.Random) -> None:
         self.servers = servers
-        self.filter = Filter(servers.address)
+        self.filter = Filter(servers.address, COMMENT, AMQP_PORT)
         self.dice = dice
         self.worker: Worker | None = None
 
@@ -469,7 +323,9 @@ class Run:
                 "FAULTS_OPTIONS": json.dumps(phase.options),
             }
             self._settings = settings
-            self.faults.worker = Worker(self.programs, environment)
+            options = ["--pool=prefork", f"--concurrency={PROCESSES}", "--loglevel=INFO", "--hostname=worker@faults"]
+            command = ["--app=faults_app", "worker", *options, "--without-mingle", "--without-gossip"]
+            self.faults.worker = Worker([self.programs / "celery", *command], environment, CACHE / "worker.log", HERE)
             self.faults.worker.ensure()
         return self.faults.worker
 
@@ -480,7 +336,7 @@ class Run:
         starts = worker.starts
         # Not for ever where a task may never run, and longer than any backlog elsewhere.
         load = (first, phase.least, phase.rate, phase.pause, 45 if phase.drops else 150)
-        with contextlib.closing(Client(self.programs, self.client, "send", *load)) as sender:
+        with contextlib.closing(self.client_that("send", *load)) as sender:
             if not sender.line():
                 sender.answer()
             # A worker that has just started would be taken for a slow one.
@@ -499,7 +355,7 @@ class Run:
         self.settle(phase, numbers)
         settled = time.time() - ending
         left = self.depth(phase)
-        with contextlib.closing(Client(self.programs, self.client, "read", first, len(numbers), chords)) as reader:
+        with contextlib.closing(self.client_that("read", first, len(numbers), chords)) as reader:
             seen, _ = reader.answer()
         row = self.row(phase, numbers, sent, seen)
         row.left = left
@@ -514,6 +370,11 @@ class Run:
             say(f"the worker was started again {worker.starts - starts} times")
         say(f"{phase.title}: {mended - broken:.0f} s of fault, quiet {settled:.0f} s after the last task was sent")
         return row
+
+    def client_that(self, *arguments: Any) -> Client:
+        """Start a client."""
+        program = (self.programs / "python", HERE / "client.py")
+        return Client(program, self.client, CACHE / "client.log", *arguments)
 
     def wait_for(self, number: int) -> None:
         """Wait until a task has run."""
@@ -551,14 +412,14 @@ class Run:
     def executed(self) -> dict[int, Executed]:
         """Return for each task that has run its id and when that was."""
         found: dict[int, Executed] = {}
-        for number, task_id, at in lines_of("executed"):
+        for number, task_id, at in lines_of(NOTES / "executed"):
             found.setdefault(int(number), Executed(task_id)).times.append(float(at))
         return found
 
     def stored(self) -> dict[str, set[str]]:
         """Return for each id which ways its results went."""
         found: dict[str, set[str]] = {}
-        for task_id, way in lines_of("stored"):
+        for task_id, way in lines_of(NOTES / "stored"):
             found.setdefault(task_id, set()).add(way)
         return found
 
@@ -575,7 +436,7 @@ class Run:
         ways = Counter(way for task in executed.values() for way in stored.get(task.id, ()))
         get = Counter({name: value for name, value in sent.items() if isinstance(value, int)})
         # A task that never ran has no result to return, nor a chord one of whose parts never ran.
-        parts = {int(number) for (number,) in lines_of("parts")}
+        parts = {int(number) for (number,) in lines_of(NOTES / "parts")}
         bodies = [body for body, needed in seen["lost bodies"].items() if not phase.drops or parts.issuperset(needed)]
         hung = [number for number in sent["hung"] if number in executed or not phase.drops]
         row = Row(
@@ -594,13 +455,6 @@ class Run:
         )
         row.bad = bool(row.lost or row.changed or hung or (row.executed != row.sent and not phase.drops))
         return row
-
-
-def lines_of(notes: str) -> list[list[str]]:
-    """Return the words of each line of a file that the processes append to."""
-    path = NOTES / notes
-    # The last one may be half written.
-    return [line.split() for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
 
 # (attribute of a row, heading, what it is)
@@ -623,97 +477,14 @@ COLUMNS = (
 
 def table(rows: Sequence[Row]) -> str:
     """Return the table."""
-    head = ["phase", *(label for _, label, _ in COLUMNS)]
-    cells = [head, ["---", *("---:" for _ in COLUMNS)]]
+    cells = [["phase", *(label for _, label, _ in COLUMNS)]]
     for row in rows:
         values = (getattr(row, name) for name, *_ in COLUMNS)
         cells.append([row.title, *(f"{value:.0f}" if isinstance(value, float) else str(value) for value in values)])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ([f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)] for line in cells)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(cells)
 
 
 # --- set-up ----------------------------------------------------------------------------------------
-
-
-def say(text: str) -> None:
-    """Print a progress line at once, not into the table."""
-    print(f"  {text}", file=sys.stderr, flush=True)
-
-
-def root(*command: str, check: bool = True) -> int:
-    """Run a command of this machine as root and return its exit status."""
-    sudo = [] if os.geteuid() == 0 else ["sudo", "--non-interactive"]
-    done = subprocess.run([*sudo, *command], capture_output=True, text=True, check=False)
-    if check and done.returncode:
-        raise SystemExit(f"{' '.join(command)}: {done.stderr.strip()}")
-    return done.returncode
-
-
-def run(*command: str | Path, output: Any = None) -> None:
-    """Run a command in the checkout; what it says is no part of the table."""
-    settings = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_DISPLAY_OK_HOSTS": "false"}
-    subprocess.run([str(part) for part in command], cwd=ROOT, env=settings, check=True, stdout=output or sys.stderr)
-
-
-@contextlib.contextmanager
-def host(image: str) -> Iterator[str]:
-    """Boot a host, set it up, yield its address, and remove it, whatever happens."""
-    name, address = HOSTS[image]
-    inventory = INVENTORIES / name
-    testhosts = (BIN / "python", ROOT / "tests" / "hosts" / "testhosts.py")
-    try:
-        run(*testhosts, "up", "-i", inventory)
-        say("the roles set it up")
-        with (CACHE / "site.log").open("w") as log:
-            run(BIN / "ansible-playbook", "-i", inventory, "celeryops.hybrid.site", output=log)
-        yield address
-    finally:
-        run(*testhosts, "down", "-i", inventory)
-
-
-@contextlib.contextmanager
-def small_disk() -> Iterator[None]:
-    """Mount a file system that is easily filled."""
-    SMALL_DISK.mkdir(parents=True, exist_ok=True)
-    while root("umount", str(SMALL_DISK), check=False) == 0:
-        pass  # of an earlier run
-    mode = f"size=20m,mode=0700,uid={os.geteuid()},gid={os.getegid()}"
-    root("mount", "-t", "tmpfs", "-o", mode, "tmpfs", str(SMALL_DISK))
-    try:
-        yield
-    finally:
-        root("umount", str(SMALL_DISK))
-
-
-def venv(*requirements: str, package: Path) -> Path:
-    """Return a virtual environment with the package, made again when that has changed."""
-    path = CACHE / "venv"
-    files = sorted(package.rglob("*.py"))
-    wanted = hashlib.sha256(repr((sys.version, requirements, [file.read_bytes() for file in files])).encode())
-    stamp = path / "stamp"
-    if stamp.exists() and stamp.read_text() == wanted.hexdigest():
-        return path
-    say(f"{path.relative_to(ROOT)}: installing")
-    install = (path / "bin" / "pip", "install", "-qq", "--disable-pip-version-check")
-    run(sys.executable, "-m", "venv", "--clear", path)
-    run(*install, *requirements)
-    # A copy, because the build leaves its own files behind.
-    copy = path / "package"
-    shutil.copytree(package, copy, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "tests"))
-    run(*install, "--no-deps", copy)
-    stamp.write_text(wanted.hexdigest())
-    return path
-
-
-def secret(name: str) -> str:
-    """Return a secret of the test hosts, fit for a URL."""
-    return quote((STATE / "secrets" / name).read_text().strip(), safe="")
-
-
-def end(number: int, _: Any) -> None:
-    """Leave in order, so that everything is cleaned up."""
-    raise SystemExit(f"Ended by signal {number}." if number != signal.SIGALRM else f"It took more than {LIMIT} s.")
 
 
 def main() -> int:
@@ -726,9 +497,7 @@ def main() -> int:
     parser.add_argument("--on", metavar="ADDRESS", help="a test host that the roles have set up and that stays")
     parser.add_argument("--package", type=Path, default=PACKAGE, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    for name in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
-        signal.signal(name, end)
-    signal.alarm(LIMIT)
+    end_in_order(LIMIT)
     phases = [phase for phase in PHASES if phase.name in (options.phase or (QUICK if options.quick else phase.name))]
     if options.quick:
         phases = [dataclasses.replace(p, seconds=QUICK.get(p.name, p.seconds / 2), rate=25, least=0) for p in phases]
@@ -741,11 +510,13 @@ def main() -> int:
     rows: list[Row] = []
     begun = time.monotonic()
     with contextlib.ExitStack() as stack:
-        programs = venv(*PINS, package=options.package) / "bin"
-        address = stack.enter_context(contextlib.nullcontext(options.on) if options.on else host(options.image))
-        servers = Servers(address)
+        programs = venv(CACHE / "venv", *PINS, package=options.package) / "bin"
+        inventory, address = HOSTS[options.image]
+        if not options.on:
+            stack.enter_context(host(INVENTORIES / inventory, CACHE / "site.log"))
+        servers = Servers(options.on or address)
         everything = Run(servers, programs, options.seed, quick=options.quick)
-        stack.enter_context(small_disk())
+        stack.enter_context(small_disk(SMALL_DISK))
         stack.callback(everything.faults.filter.clear)
         stack.callback(everything.close)
         everything.faults.filter.clear()

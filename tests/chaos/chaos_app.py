@@ -1,0 +1,153 @@
+# Copyright: (c) 2026, celeryops.hybrid contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The application of the chaos suite, for both sides: one with celery-hybrid's consumer, transport and guard, and one with
+Celery's own. Everything else is the same: the settings that the role ``worker`` gives every worker, and the results.
+
+Environment: that of ``faults_app`` (``FAULTS_BROKER``, ``FAULTS_RESULTS``, ``FAULTS_QUEUE``, ``FAULTS_SEED``,
+``FAULTS_NOTES``, ``FAULTS_VISIBILITY``, ``FAULTS_OPTIONS``), ``CHAOS_SIDE`` (``ours`` or ``stock``) and ``CHAOS_CLIENT``
+(set in clients, which have kombu's transport on both sides).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import uuid
+from functools import cache
+from typing import Any
+
+import redis
+from celery import Celery
+from celery.exceptions import Reject
+from deployed import note, role_settings
+from kombu import Queue
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from celery_hybrid import transport
+from celery_hybrid.guard import BeingDoneError, Claim, Guard, LostClaimError
+
+OURS = os.environ["CHAOS_SIDE"] == "ours"
+SEED = int(os.environ["FAULTS_SEED"])
+QUEUE = os.environ["FAULTS_QUEUE"]
+UNDELIVERABLE = f"{QUEUE}.undeliverable"
+PAUSE = 0.02
+#: Longer than a run lasts that no fault holds up, shorter than the visibility timeout.
+LEASE = 6
+KEEP = 3600
+
+_IDS = uuid.UUID("3d1f6a5e-52a1-4a53-8a0f-6c7e1f0a9d5b")
+
+app = Celery("chaos")
+app.conf.update(
+    role_settings(),
+    broker_url=os.environ["FAULTS_BROKER"],
+    result_backend=os.environ["FAULTS_RESULTS"],
+    result_backend_transport_options=json.loads(os.environ["FAULTS_OPTIONS"]),
+    result_expires=86400,
+    task_default_queue=QUEUE,
+    task_queues=[Queue(QUEUE)],
+    task_time_limit=60,
+    broker_connection_timeout=5,
+    broker_pool_limit=8,
+    broker_transport_options={
+        # What a killed worker held comes back within the time of a phase.
+        "visibility_timeout": float(os.environ["FAULTS_VISIBILITY"]),
+        "unacked_restore_interval": 2,
+        "unacked_restore_throttle": 1,
+        # As the role has it.
+        "socket_timeout": 10,
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+        "health_check_interval": 10,
+        "retry_on_timeout": True,
+        "deadletter_queue": UNDELIVERABLE,
+    },
+    # A task that is to be retried is sent while Redis is away: it is worth some patience.
+    task_publish_retry_policy={"max_retries": 30, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 1.0},
+    worker_consumer="celery_hybrid.consumer:Consumer" if OURS else "celery.worker.consumer:Consumer",
+)
+if OURS:
+    app.conf.worker_dead_letters = {"lost_retries": 3, "lost_retry_delay": 1}
+    if "CHAOS_CLIENT" not in os.environ:
+        transport.install()
+
+
+def id_of(number: int, what: str = "task") -> str:
+    """Return the id of a task, the same in every process and in every run with this seed."""
+    return str(uuid.uuid5(_IDS, f"{SEED}/{os.environ['CHAOS_SIDE']}/{what}/{number}"))
+
+
+@cache
+def server() -> redis.Redis:
+    """Return this process's client of Redis for the guard, which waits for a Redis that is away."""
+    patience = Retry(ExponentialBackoff(cap=1.0, base=0.1), 30)
+    return redis.Redis.from_url(
+        app.conf.broker_url, socket_timeout=5, socket_connect_timeout=5, health_check_interval=10, retry=patience
+    )
+
+
+def act(number: int, claimed: float) -> None:
+    """Have an effect on the outside world, which notes it. It knows the number, so it could tell a second one."""
+    note("acts", number, f"{claimed:.3f}", f"{time.time():.3f}")
+    time.sleep(PAUSE)
+
+
+@app.task(bind=True)
+def work(self: Any, number: int) -> int:
+    """Have one effect; with the guard, if it is ours."""
+    note("executed", number, os.getpid())
+    if not OURS:
+        act(number, time.time())
+        return number
+    guard = Guard(server(), lease=LEASE, keep=KEEP, prefix=f"{QUEUE}.guard.")
+    try:
+        # A claim runs from a moment after this one.
+        begun = time.time()
+        claim = guard.claim(str(number))
+        if isinstance(claim, Claim):
+            act(number, begun)
+            guard.record(claim, number)
+            note("receipts", number, f"{time.time():.3f}")
+    except BeingDoneError as exc:
+        raise self.retry(exc=exc, countdown=exc.seconds + 0.1, max_retries=self.request.retries + 1) from exc
+    except (LostClaimError, redis.RedisError) as exc:
+        # Nobody knows how it ended; the next run asks the guard.
+        raise self.retry(exc=exc, countdown=1, max_retries=self.request.retries + 1) from exc
+    return number
+
+
+# --- bad tasks: the marker says which one it is ----------------------------------------------------
+
+
+@app.task
+def fails(marker: str) -> None:
+    """Fail."""
+    raise ValueError(marker)
+
+
+@app.task
+def rejects(marker: str) -> None:
+    """Refuse the message."""
+    raise Reject(marker, requeue=False)
+
+
+@app.task
+def dies(_marker: str) -> None:
+    """Take its process along."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task
+def eats(marker: str) -> None:
+    """Run out of memory."""
+    raise MemoryError(marker)
+
+
+@app.task(time_limit=1)
+def hangs(_marker: str) -> None:
+    """Run into the hard time limit."""
+    time.sleep(60)

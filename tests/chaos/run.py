@@ -1,0 +1,677 @@
+#!/usr/bin/env python3
+# Copyright: (c) 2026, celeryops.hybrid contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Break everything between a task that was sent and its result, and count what is lost; stock Celery runs beside it.
+
+One host of ``molecule/inventory/chaos.yml`` carries Redis and RabbitMQ, set up by the roles; the workers of both sides and
+their clients run here, with the settings of deployed workers. Both sides live through the same faults at the same
+moments, each with its own queues in its own database of Redis:
+
+* ours: consumer, transport and guard of celery-hybrid;
+* stock: Celery's consumer and kombu's transport, no guard. Its results go to celery-hybrid's backend as well, because
+  Celery itself has none that keeps them in RabbitMQ.
+
+Every task notes in files here, which no fault touches, that it runs and that it has its side effect. Lost is what was
+sent and has neither run with a readable result, nor is a dead letter, nor is still in Redis when everything is quiet.
+
+    tests/chaos/run.py [--quick] [--seed N] [--only PHASE]… [--keep] [--write docs/chaos.md]
+
+The seed decides order, kinds and moments of the faults. This fails when our side loses something, has a side effect twice
+that the guard should have stopped, or keeps a bad message under a wrong reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import random
+import secrets
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "faults"))
+from lab import (
+    AMQP_PORT,
+    INVENTORIES,
+    PACKAGE,
+    PINS,
+    REDIS_PORT,
+    ROOT,
+    Client,
+    Filter,
+    Servers,
+    Worker,
+    end_in_order,
+    host,
+    lines_of,
+    markdown,
+    root,
+    say,
+    venv,
+)
+
+HERE = Path(__file__).resolve().parent
+INVENTORY = INVENTORIES / "chaos.yml"
+ADDRESS = "10.213.49.13"
+CONTAINER = "chaos-debian13"
+CACHE = ROOT / ".cache" / "chaos"
+# Marks our rules of the packet filter.
+COMMENT = "celeryops.hybrid chaos"
+WORKERS, PROCESSES = 2, 2
+# Seconds after which what a dead worker had is given to others, and for which a claim of the guard holds.
+VISIBILITY = 10.0
+LEASE = 6.0
+# So long nothing may happen while something is still to be done: a claim has run out, then the task's countdown.
+STUCK = 2 * VISIBILITY + LEASE
+# systemd's RestartSec of a worker that exits.
+RESTART_SECONDS = 2.0
+# Numbers of a phase begin at a multiple of this.
+NUMBERS = 100_000
+# No phase begins later, and nothing may take longer with setting the host up, whatever hangs.
+BUDGET, LIMIT = 780, 1320
+# Redis' disk while it is to become full.
+DATA, SAVED = "/var/lib/redis", "/var/lib/redis.saved"
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A kind of fault, again and again while tasks are sent.
+
+    Attributes:
+        name: for the command line.
+        title: in the table.
+        faults: names of methods of :class:`Faults`; the dice choose.
+        tasks: so many good ones on each side.
+        seconds: in which they are sent.
+        bad: so many bad ones among them.
+    """
+
+    name: str
+    title: str
+    faults: tuple[str, ...]
+    tasks: int = 750
+    seconds: float = 25.0
+    bad: int = 0
+
+
+STROKES = ("kill_worker", "restart_redis", "kill_redis", "cut", "half_open", "pause", "memory_alarm", "stop_rabbitmq")
+PHASES = (
+    Phase("workers", "workers killed -9", ("kill_worker",)),
+    Phase("hosts", "hosts switched off and on", ("power_off",)),
+    Phase("redis-restart", "Redis restarted", ("restart_redis",)),
+    Phase("redis-kill", "Redis killed -9", ("kill_redis",)),
+    Phase("cut", "connections cut", ("cut",)),
+    Phase("half-open", "connections half-open", ("half_open",)),
+    Phase("pause", "processes paused", ("pause",)),
+    Phase("disk", "Redis' disk full", ("fill_disk",)),
+    Phase("memory", "RabbitMQ's memory alarm", ("memory_alarm",)),
+    Phase("bad", "bad messages", (), bad=96),
+    Phase("combined", "combined", STROKES, tasks=2500, seconds=75.0, bad=48),
+)
+QUICK = (
+    Phase("workers", "workers killed -9", ("kill_worker",), tasks=150, seconds=8.0),
+    Phase("combined", "Redis, RabbitMQ, bad messages", ("kill_redis", "cut", "memory_alarm"), 250, 15.0, bad=24),
+)
+
+
+# --- a side ----------------------------------------------------------------------------------------
+
+
+class Side:
+    """The workers of one side.
+
+    Args:
+        name: ``ours`` or ``stock``.
+        servers: the host.
+        programs: of the virtual environment.
+        common: environment of all processes.
+        letters: URL of a user who may read dead letters.
+    """
+
+    def __init__(self, name: str, servers: Servers, programs: Path, common: dict[str, str], letters: str) -> None:
+        self.name = name
+        self.notes = CACHE / "notes" / name
+        self.notes.mkdir(parents=True)
+        self._servers = servers
+        self._programs = programs
+        self._common = {
+            **common,
+            "CHAOS_SIDE": name,
+            "CHAOS_LETTERS": letters,
+            "FAULTS_NOTES": str(self.notes),
+            "XDG_STATE_HOME": str(CACHE / "state" / name),
+        }
+        self._environment: dict[str, str] = {}
+        self._broker = 0
+        self._died: dict[int, float] = {}
+        self.workers: list[Worker] = []
+
+    def start(self, number: int) -> None:
+        """Start the workers of a phase."""
+        self._common["FAULTS_QUEUE"] = f"chaos-{secrets.token_hex(4)}"
+        # A bad message that stays at the head of a queue of stock Celery would spoil all later phases.
+        self._broker = 0 if self.name == "ours" else 1 + number
+        environment = {**self._common, **self._servers.environment("worker", self._broker)}
+        log = CACHE / f"{self.name}.log"
+        for place in range(WORKERS):
+            options = ["--pool=prefork", f"--concurrency={PROCESSES}", f"--hostname={self.name}{place}@chaos"]
+            command = ["--app=chaos_app", "worker", *options, "--loglevel=INFO", "--without-mingle", "--without-gossip"]
+            self.workers.append(Worker([self._programs / "celery", *command], environment, log, HERE))
+        self.ensure()
+
+    def ensure(self) -> None:
+        """Start those again that have ended, after a while, as systemd does."""
+        for place, worker in enumerate(self.workers):
+            if worker.pid:
+                self._died.pop(place, None)
+            elif (
+                worker.starts == 0
+                or time.monotonic() > self._died.setdefault(place, time.monotonic()) + RESTART_SECONDS
+            ):
+                worker.ensure()
+
+    def client(self, *arguments: Any) -> Client:
+        """Start a client."""
+        program = (self._programs / "python", HERE / "client.py")
+        environment = {**self._common, **self._servers.environment("client", self._broker), "CHAOS_CLIENT": "1"}
+        return Client(program, environment, CACHE / f"{self.name}-client.log", *arguments)
+
+    def close(self) -> int:
+        """End the workers; return how often they were started again."""
+        again = sum(worker.starts - 1 for worker in self.workers)
+        for worker in self.workers:
+            # One that is paused does not hear anything else.
+            send(worker.pid, signal.SIGCONT)
+            worker.close()
+        self.workers.clear()
+        return again
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    """Send a signal to one of our processes, if it is still there."""
+    if pid:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+# --- the faults ------------------------------------------------------------------------------------
+
+
+class Faults:
+    """The faults, for both sides at the same moment; each leaves everything as it was, whatever happens.
+
+    Args:
+        servers: the host.
+        sides: whose workers there are.
+        dice: decide.
+    """
+
+    def __init__(self, servers: Servers, sides: Sequence[Side], dice: random.Random) -> None:
+        self.servers = servers
+        self.sides = sides
+        self.dice = dice
+        self.filter = Filter(servers.address, COMMENT, REDIS_PORT, AMQP_PORT)
+
+    def hold(self, seconds: float) -> None:
+        """Let time pass; workers that have ended are started again."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self.ensure()
+            time.sleep(min(0.3, left))
+
+    def ensure(self) -> None:
+        """Start workers again that have ended."""
+        for side in self.sides:
+            side.ensure()
+
+    def wait_for_servers(self) -> None:
+        """Wait until both servers answer."""
+        self.servers.shell("systemctl start redis-server rabbitmq-server && rabbitmqctl -q await_startup")
+
+    def between(self, least: float, most: float) -> None:
+        """Let some time pass."""
+        self.hold(self.dice.uniform(least, most))
+
+    # each of these is one stroke
+
+    def kill_worker(self) -> None:
+        """A worker is killed: all of it, as when its host loses power; the main process; or a process of the pool."""
+        place, what = self.dice.randrange(WORKERS), self.dice.choice(("all", "main", "child"))
+        child = self.dice.randrange(PROCESSES)
+        for side in self.sides:
+            worker = side.workers[place]
+            if what == "all":
+                worker.kill()
+            elif what == "main":
+                send(worker.pid, signal.SIGKILL)
+            elif len(children := worker.children()) > child:
+                send(children[child], signal.SIGKILL)
+        self.between(2, 4)
+
+    def power_off(self) -> None:
+        """The servers' host is switched off and on; half of the time a worker's host as well."""
+        workers = self.dice.random() < 0.5
+        try:
+            root("podman", "kill", CONTAINER)
+            if workers:
+                for side in self.sides:
+                    side.workers[0].kill()
+            self.between(1, 3)
+        finally:
+            root("podman", "start", CONTAINER)
+            self.until_ssh()
+            self.wait_for_servers()
+        self.between(5, 8)
+
+    def until_ssh(self) -> None:
+        """Wait until the host lets us in."""
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            with contextlib.suppress(SystemExit):
+                self.servers.shell("true")
+                return
+            self.hold(0.3)
+        raise SystemExit(f"{ADDRESS} does not answer.")
+
+    def restart_redis(self) -> None:
+        """Redis is restarted, as with an update, or stopped for a while."""
+        if self.dice.random() < 0.5:
+            self.servers.shell("systemctl restart redis-server")
+        else:
+            try:
+                self.servers.shell("systemctl stop redis-server")
+                self.between(1, 5)
+            finally:
+                self.servers.shell("systemctl start redis-server")
+        self.between(4, 7)
+
+    def kill_redis(self) -> None:
+        """Redis is killed; systemd starts it again."""
+        self.servers.shell("systemctl kill --signal=KILL redis-server")
+        self.between(0, 3)
+        # Without this systemd would give up in the end.
+        self.servers.shell("systemctl reset-failed redis-server; systemctl start redis-server")
+        self.between(3, 6)
+
+    def cut(self) -> None:
+        """Nothing comes through between the workers and the servers."""
+        with self.filter.dropping(both=True):
+            self.between(3, 7)
+        self.between(4, 7)
+
+    def half_open(self) -> None:
+        """The servers hear the workers, and the workers hear nothing; half of the time the servers give up meanwhile."""
+        gives_up = self.dice.random() < 0.5
+        with self.filter.dropping(both=False):
+            self.between(1, 3)
+            if gives_up:
+                # The end of the connections is not heard here either.
+                self.servers.shell("systemctl restart redis-server")
+            self.between(2, 5)
+        self.between(4, 7)
+
+    def pause(self) -> None:
+        """Redis, RabbitMQ, a worker or a process of its pool stands still, a worker longer than others wait for it."""
+        what = self.dice.choice(("redis-server", "beam.smp", "main", "child"))
+        seconds = VISIBILITY + 3 if what == "main" else self.dice.uniform(2, 7)
+        place = self.dice.randrange(WORKERS)
+        if what in ("main", "child"):
+            workers = [side.workers[place] for side in self.sides]
+            pids = [pid for worker in workers for pid in ([worker.pid] if what == "main" else worker.children()[:1])]
+            try:
+                for pid in pids:
+                    send(pid, signal.SIGSTOP)
+                self.hold(seconds)
+            finally:
+                for pid in pids:
+                    send(pid, signal.SIGCONT)
+        else:
+            try:
+                self.servers.shell(f"kill -STOP $(pidof {what})")
+                self.hold(seconds)
+            finally:
+                self.servers.shell(f"kill -CONT $(pidof {what})")
+        self.between(2, 4)
+
+    def memory_alarm(self) -> None:
+        """RabbitMQ's memory alarm goes off."""
+        limit = self.servers.shell("rabbitmqctl eval 'vm_memory_monitor:get_vm_memory_high_watermark().'")
+        try:
+            self.servers.shell("rabbitmqctl -q set_vm_memory_high_watermark 0.00001")
+            self.between(4, 8)
+        finally:
+            self.servers.shell(f"rabbitmqctl eval 'vm_memory_monitor:set_vm_memory_high_watermark({limit}).'")
+        self.between(2, 4)
+
+    def stop_rabbitmq(self) -> None:
+        """RabbitMQ is killed, and stays away for a while."""
+        try:
+            self.servers.shell("systemctl kill --signal=KILL rabbitmq-server")
+            self.between(1, 3)
+        finally:
+            self.wait_for_servers()
+        self.between(2, 4)
+
+    def fill_disk(self) -> None:
+        """Others fill Redis' disk to the last byte: it refuses to write, and goes on when there is room again."""
+        try:
+            self.servers.shell(f"dd if=/dev/zero of={DATA}/others bs=4k >/dev/null 2>&1 || true")
+            self.between(4, 7)
+        finally:
+            self.servers.shell(f"rm -f {DATA}/others; systemctl start redis-server")
+        self.between(4, 7)
+
+    @contextlib.contextmanager
+    def small_disk(self) -> Iterator[None]:
+        """Move Redis' data to a disk that is easily filled; what it has then goes back."""
+        # Not over SSH: root of a container may not mount.
+        inside = ("podman", "inspect", "--format={{.State.Pid}}", CONTAINER)
+        pid = root_output(*inside)
+
+        def mount(*arguments: str) -> None:
+            root("nsenter", "--target", pid, "--mount", *arguments)
+
+        self.servers.shell(f"systemctl stop redis-server; rm -rf {SAVED}; cp -a {DATA} {SAVED}")
+        mount("mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", DATA)
+        try:
+            self.servers.shell(f"cp -a {SAVED}/. {DATA}/; chown redis:redis {DATA}; systemctl start redis-server")
+            yield
+        finally:
+            self.servers.shell(
+                f"rm -f {DATA}/others; systemctl stop redis-server; rm -rf {SAVED}; cp -a {DATA} {SAVED}"
+            )
+            mount("umount", "--lazy", DATA)
+            self.servers.shell(
+                f"rm -rf {DATA}/appendonlydir; cp -a {SAVED}/. {DATA}/; rm -rf {SAVED}; systemctl start redis-server"
+            )
+
+
+# --- counting --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Row:
+    """What became of the tasks of a phase on one side; ``bad_…`` counts bad messages."""
+
+    title: str
+    side: str
+    sent: int
+    refused: int
+    executed: int
+    twice: int
+    effects: int
+    again: int
+    through: int
+    readable: int
+    letters: int
+    in_redis: int
+    lost: int
+    bad: int
+    bad_kept: int
+    bad_lost: int
+    starts: int
+    faults: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        """Tell whether our side has failed."""
+        return self.side == "ours" and bool(self.faults)
+
+
+# (attribute of a row, heading, what it is)
+COLUMNS = (
+    ("sent", "sent", "good tasks for which delay() returned"),
+    ("refused", "refused", "delay() raised: the caller knows, and did not send it again"),
+    ("executed", "executed", "different ones of those sent"),
+    ("twice", "twice", "begun more than once: a worker was lost, or Redis was away; the guard is for that"),
+    ("effects", "effects", "tasks with a side effect"),
+    ("again", "again", "side effects beyond the first of a task, as the outside world sees them without its own key"),
+    ("through", "through", "of these, past a receipt or a claim of the guard; the others: the run before died at work"),
+    ("readable", "readable", "right results, read by a fresh process"),
+    ("letters", "letters", "good tasks that are dead letters"),
+    ("in_redis", "in Redis", "not done when nothing moved any more, good or bad"),
+    ("lost", "lost", "sent; and no result, no dead letter, not in Redis"),
+    ("bad", "bad", "bad messages sent"),
+    ("bad_kept", "kept", "of these, as dead letters with the right reason"),
+    ("bad_lost", "gone", "of these, with no dead letter, no result that says so, and not in Redis"),
+    ("starts", "starts", "workers that had ended and were started again, or were killed"),
+)
+
+
+def count(title: str, side: Side, numbers: range, sent: dict[str, Any], seen: dict[str, Any], starts: int) -> Row:
+    """Count what became of the tasks of a phase."""
+
+    def notes(name: str) -> list[tuple[int, list[str]]]:
+        return [(int(line[0]), line[1:]) for line in lines_of(side.notes / name) if int(line[0]) in numbers]
+
+    good = {number for number, _ in notes("sent")}
+    runs = Counter(number for number, _ in notes("executed"))
+    letters = dict(notes("letters"))
+    right, left = set(seen["right"]), set(seen["left"])
+    acts: dict[int, list[tuple[float, float]]] = {}
+    for number, (claimed, at) in notes("acts"):
+        acts.setdefault(number, []).append((float(claimed), float(at)))
+    receipts: dict[int, float] = {}
+    for number, (at,) in notes("receipts"):
+        receipts.setdefault(number, float(at))
+    lost = good - right - letters.keys() - left
+    through = [
+        number
+        for number, each in acts.items()
+        for (claimed, _), (_, at) in zip(sorted(each), sorted(each)[1:], strict=False)
+        if at < claimed + LEASE or at > receipts.get(number, at)
+    ]
+    bad = {number: words[0] for number, words in notes("sent-bad")}
+    kind_of = {number: " ".join(words[1:]) for number, words in notes("sent-bad")}
+    kept = {number for number in bad if number in letters and letters[number][0] == bad[number]}
+    gone = bad.keys() - letters.keys() - left - set(seen["told"])
+    row = Row(
+        title,
+        side.name,
+        sent=len(good),
+        refused=sent.get("refused", 0),
+        executed=len(good & runs.keys()),
+        twice=sum(runs[number] > 1 for number in good),
+        effects=len(good & acts.keys()),
+        again=sum(len(each) - 1 for each in acts.values()),
+        through=len(through) if side.name == "ours" else 0,
+        readable=len(right),
+        letters=len(good & letters.keys()),
+        in_redis=len(left),
+        lost=len(lost),
+        bad=len(bad),
+        bad_kept=len(kept),
+        bad_lost=len(gone),
+        starts=starts,
+    )
+    if side.name == "ours":
+        without = {number for number in good - acts.keys() if number not in letters}
+        for what, those in (
+            ("lost", lost),
+            ("without their side effect", without),
+            ("with a side effect past the guard", set(through)),
+            ("with a wrong result", set(seen["wrong"]) - letters.keys()),
+            ("still in Redis", left),
+            ("still in the outbox", set(range(seen["outbox"]))),
+        ):
+            if those:
+                row.faults.append(f"{len(those)} {what}: {sorted(those)[:10]}")
+        for number in sorted(bad.keys() - kept)[:10]:
+            row.faults.append(f"{number}, {kind_of[number]}: {letters.get(number)} instead of {bad[number]}")
+    else:
+        say(f"stock lost {sorted(lost)[:10]}; gone: {sorted({kind_of[number] for number in gone})}")
+    for number in sorted(good & letters.keys())[:5]:
+        say(f"{side.name}: {number} is a dead letter, {letters[number]}")
+    return row
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the table, and the sums in its last lines."""
+    cells = [["phase", "side", *(label for _, label, _ in COLUMNS)]]
+    everything = list(rows)
+    for side in dict.fromkeys(row.side for row in rows):
+        sums = {name: sum(getattr(row, name) for row in rows if row.side == side) for name, *_ in COLUMNS}
+        everything.append(Row("all", side, **sums))
+    for row in everything:
+        cells.append([row.title, row.side, *(str(getattr(row, name)) for name, *_ in COLUMNS)])
+    return markdown(cells)
+
+
+# --- the run ---------------------------------------------------------------------------------------
+
+
+class Run:
+    """All phases, one after the other.
+
+    Args:
+        faults: with the sides.
+        seed: decides.
+    """
+
+    def __init__(self, faults: Faults, seed: int) -> None:
+        self.faults = faults
+        self.seed = seed
+
+    def phase(self, number: int, phase: Phase) -> list[Row]:
+        """Run one phase."""
+        # Not one for all phases: a phase alone shall do what it does among others.
+        self.faults.dice = random.Random(f"{self.seed}/{phase.name}")  # noqa: S311
+        sides = self.faults.sides
+        first = number * NUMBERS + 1
+        with contextlib.ExitStack() as stack:
+            for side in sides:
+                stack.callback(side.close)
+                side.start(number)
+            if "fill_disk" in phase.faults:
+                stack.enter_context(self.faults.small_disk())
+            load = (first, phase.tasks, phase.tasks / phase.seconds, phase.bad, 3 * phase.seconds)
+            senders = self.clients(stack, "send", *load)
+            self.faults.hold(2)
+            begun = time.monotonic()
+            strokes: Counter[str] = Counter()
+            while any(sender.running() for sender in senders) or not (strokes or not phase.faults):
+                if phase.faults and time.monotonic() < begun + 2 * phase.seconds:
+                    stroke = self.faults.dice.choice(phase.faults)
+                    strokes[stroke] += 1
+                    getattr(self.faults, stroke)()
+                else:
+                    self.faults.hold(0.5)
+            sent = [sender.answer()[0] for sender in senders]
+            numbers = [range(first, each["next"]) for each in sent]
+            counting = time.monotonic()
+            readers = [
+                stack.enter_context(contextlib.closing(side.client("count", first, each["next"], STUCK)))
+                for side, each in zip(sides, sent, strict=True)
+            ]
+            while any(reader.running() for reader in readers):
+                self.faults.hold(0.5)
+            seen = [reader.answer()[0] for reader in readers]
+            starts = [side.close() for side in sides]
+        made = ", ".join(f"{times} × {name.replace('_', ' ')}" for name, times in strokes.items())
+        say(
+            f"  {made or 'no faults'}; sent in {counting - begun:.0f} s, quiet after {[round(s['seconds']) for s in seen]} s"
+        )
+        rows = [count(phase.title, *of_side) for of_side in zip(sides, numbers, sent, seen, starts, strict=True)]
+        for row in rows:
+            for fault in row.faults:
+                say(f"  {row.side}: {fault}")
+        return rows
+
+    def clients(self, stack: contextlib.ExitStack, *arguments: Any) -> list[Client]:
+        """Start a client of each side."""
+        return [stack.enter_context(contextlib.closing(side.client(*arguments))) for side in self.faults.sides]
+
+
+def root_output(*command: str) -> str:
+    """Run a command of this machine as root and return what it says."""
+    import subprocess
+
+    sudo = [] if os.geteuid() == 0 else ["sudo", "--non-interactive"]
+    return subprocess.run([*sudo, *command], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def letters_url(servers: Servers) -> str:
+    """Make a user who may read dead letters, and return its URL."""
+    password = secrets.token_hex(16)
+    servers.shell(
+        f"rabbitmqctl -q delete_user chaos >/dev/null 2>&1; rabbitmqctl -q add_user chaos {password} && "
+        "rabbitmqctl -q set_permissions -p celery chaos '^$' '^$' '^celery[.]dead_letters$' && "
+        "rabbitmqctl -q purge_queue -p celery celery.dead_letters"
+    )
+    return f"amqp://chaos:{password}@{servers.address}:{AMQP_PORT}/celery"
+
+
+def main() -> int:
+    """Run the phases and print the table."""
+    parser = argparse.ArgumentParser(description="Break everything, and count what is lost; stock Celery beside it.")
+    parser.add_argument(
+        "--quick", action="store_true", help="two phases of four faults, our side only; for 'make test'"
+    )
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="makes the same faults at the same moments")
+    parser.add_argument("--only", action="append", choices=[phase.name for phase in PHASES], help="only this phase")
+    parser.add_argument("--side", choices=("ours", "stock"), help="only this side")
+    parser.add_argument("--keep", action="store_true", help="let the host run, for another run")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the table into a file too")
+    options = parser.parse_args()
+    end_in_order(LIMIT)
+    phases = [phase for phase in (QUICK if options.quick else PHASES) if phase.name in (options.only or [phase.name])]
+    CACHE.mkdir(parents=True, exist_ok=True)
+    for old in (CACHE / "notes", CACHE / "state"):
+        shutil.rmtree(old, ignore_errors=True)
+    for log in CACHE.glob("*.log"):
+        log.unlink()
+    rows: list[Row] = []
+    skipped: list[str] = []
+    with contextlib.ExitStack() as stack:
+        programs = venv(CACHE / "venv", *PINS, package=PACKAGE) / "bin"
+        stack.enter_context(host(INVENTORY, CACHE / "site.log", keep=options.keep))
+        servers = Servers(ADDRESS)
+        common = {
+            **os.environ,
+            "FAULTS_SEED": f"{options.seed}{secrets.randbelow(10**6):06}",
+            "FAULTS_VISIBILITY": str(VISIBILITY),
+            "FAULTS_OPTIONS": "{}",
+            "PYTHONPATH": os.pathsep.join((str(HERE), str(HERE.parent / "faults"))),
+        }
+        common.pop("STATE_DIRECTORY", None)
+        names = [options.side] if options.side else ["ours"] if options.quick else ["ours", "stock"]
+        letters = letters_url(servers)
+        sides = [Side(name, servers, programs, common, letters) for name in names]
+        faults = Faults(servers, sides, random.Random(options.seed))  # noqa: S311
+        stack.callback(faults.filter.clear)
+        faults.filter.clear()
+        versions = servers.versions()
+        run = Run(faults, options.seed)
+        begun = time.monotonic()
+        if not options.quick:
+            faults.dice.shuffle(phases)
+        try:
+            for phase in phases:
+                if time.monotonic() > begun + BUDGET:
+                    skipped.append(phase.title)
+                    continue
+                say(f"{phase.title} …")
+                rows += run.phase(PHASES.index(next(each for each in PHASES if each.name == phase.name)), phase)
+        finally:
+            head = f"{versions}; {', '.join(PINS)}; seed {options.seed}; {time.monotonic() - begun:.0f} s"
+            if skipped:
+                head += f"; no time for: {', '.join(skipped)}"
+            meaning = "\n".join(f"* {label}: {what}" for _, label, what in COLUMNS)
+            text = f"{head}\n\n{table(rows)}\n\n{meaning}\n"
+            print(text, flush=True)
+            if options.write:
+                options.write.write_text(text)
+    return int(any(row.failed for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
