@@ -1,12 +1,11 @@
 # Copyright: (c) 2026, celeryops.hybrid contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The application of the chaos suite, for both sides: one with celery-hybrid's consumer, transport and guard, and one with
-Celery's own. Everything else is the same: the settings that the role ``worker`` gives every worker, and the results.
+"""The application of the chaos suite, for both sides: ours has the consumer, transport and guard of celery-hybrid, the
+other one Celery's own. Everything else is the same: the settings of the role ``worker``, and where results are.
 
-Environment: that of ``faults_app`` (``FAULTS_BROKER``, ``FAULTS_RESULTS``, ``FAULTS_QUEUE``, ``FAULTS_SEED``,
-``FAULTS_NOTES``, ``FAULTS_VISIBILITY``, ``FAULTS_OPTIONS``), ``CHAOS_SIDE`` (``ours`` or ``stock``) and ``CHAOS_CLIENT``
-(set in clients, which have kombu's transport on both sides).
+Environment: that of ``faults_app``, and ``CHAOS_SIDE`` (``ours`` or ``stock``) and ``CHAOS_CLIENT`` (set in clients,
+which have kombu's transport on both sides).
 """
 
 from __future__ import annotations
@@ -66,14 +65,15 @@ app.conf.update(
         "retry_on_timeout": True,
         "deadletter_queue": UNDELIVERABLE,
     },
-    # A task that is to be retried is sent while Redis is away: it is worth some patience.
+    # A task that is to be retried may be sent while Redis is away: it is worth some patience.
     task_publish_retry_policy={"max_retries": 30, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 1.0},
     worker_consumer="celery_hybrid.consumer:Consumer" if OURS else "celery.worker.consumer:Consumer",
+    worker_dead_letters={"lost_retries": 3, "lost_retry_delay": 1} if OURS else None,
+    # What Celery itself does about it, where our consumer does not.
+    task_retry_on_worker_lost=not OURS,
 )
-if OURS:
-    app.conf.worker_dead_letters = {"lost_retries": 3, "lost_retry_delay": 1}
-    if "CHAOS_CLIENT" not in os.environ:
-        transport.install()
+if OURS and "CHAOS_CLIENT" not in os.environ:
+    transport.install()
 
 
 def id_of(number: int, what: str = "task") -> str:

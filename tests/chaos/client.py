@@ -7,7 +7,8 @@
     client.py count FIRST LAST PATIENCE             waits until Redis has nothing left to do, and reads everything
 
 Both print one line of JSON. What was sent is noted in ``sent`` (number) and ``sent-bad`` (number, reason, kind).
-Environment: that of ``chaos_app``, and ``CHAOS_LETTERS``, the URL of a user who may read dead letters.
+Environment: that of ``chaos_app``, ``CHAOS_LETTERS``, the URL of a user who may read
+dead letters, and ``CHAOS_LOOK``, that of Redis with all rights.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -38,14 +40,13 @@ from deployed import NOTES, note
 GOOD = '[["%s"], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
 MARKER = re.compile(rb"bad-(\d+)-")
 LETTERS = "celery.dead_letters"
+JSON = "application/json"
 
 
 # --- sending ---------------------------------------------------------------------------------------
 
 
-def publish(
-    number: int, body: bytes, headers: dict[str, Any], kind: str = "application/json", exchange: str = ""
-) -> None:
+def publish(number: int, body: bytes, headers: dict[str, Any], kind: str = JSON, exchange: str = "") -> None:
     """Put a message into the queue as it is."""
     with app.producer_pool.acquire(block=True) as producer:
         producer.publish(
@@ -60,7 +61,7 @@ def publish(
         )
 
 
-def odd(body: str = GOOD, kind: str = "application/json", exchange: str = "", **headers: Any) -> Callable[[int], None]:
+def odd(body: str = GOOD, kind: str = JSON, exchange: str = "", **headers: Any) -> Callable[[int], None]:
     """Return what sends a message with something odd; ``%s`` in the body becomes the marker."""
 
     def send(number: int) -> None:
@@ -73,7 +74,7 @@ def odd(body: str = GOOD, kind: str = "application/json", exchange: str = "", **
 
 def element(text: bytes) -> Callable[[int], None]:
     """Return what puts an element into the queue that is no message."""
-    return lambda number: server().lpush(QUEUE, text % b"bad-%d-" % number)
+    return lambda number: server().lpush(QUEUE, text % (b"bad-%d-" % number))
 
 
 def task(which: Any) -> Callable[[int], None]:
@@ -157,8 +158,11 @@ def send(first: int, count: int, rate: float, bad: int, patience: float) -> dict
         number += 1
         if bad and counts["bad"] < bad and counts["sent"] * bad >= (counts["bad"] + 1) * count:
             kind, reason, send_it = next(turn)
-            with contextlib.suppress(Exception):
+            try:
                 send_it(number)
+            except Exception as exc:
+                print(f"{number}, {kind}: {exc!r}", file=sys.stderr)
+            else:
                 note("sent-bad", number, reason, kind)
             counts["bad"] += 1
             number += 1
@@ -199,6 +203,12 @@ class Letters:
         self._connection.close()
 
 
+@cache
+def look() -> redis.Redis:
+    """Return a client of Redis with all rights."""
+    return redis.Redis.from_url(os.environ["CHAOS_LOOK"], socket_timeout=10)
+
+
 def elements(client: redis.Redis) -> list[bytes]:
     """Return all that is in Redis and not done: queued, in somebody's hands, set aside, undeliverable."""
     found: list[bytes] = []
@@ -235,7 +245,7 @@ def settle(patience: float) -> float:
     seen: Any = None
     while time.monotonic() < changed + patience and time.monotonic() < begun + 4 * patience:
         try:
-            left = (len(elements(server())), waiting())
+            left = (len(elements(look())), waiting())
         except (redis.RedisError, sqlite3.Error):
             left = (-1, -1)
         if left == (0, 0):
@@ -261,7 +271,7 @@ def count(first: int, last: int, patience: float) -> dict[str, Any]:
     letters = Letters()
     letters.take()
     letters.close()
-    named = set().union(*map(names_in, elements(server())))
+    named = set().union(*map(names_in, elements(look())))
     return {
         "right": right,
         "wrong": [numbers[task_id] for task_id in good & found.keys() if numbers[task_id] not in right],

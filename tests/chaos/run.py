@@ -4,8 +4,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Break everything between a task that was sent and its result, and count what is lost; stock Celery runs beside it.
 
-One host of ``molecule/inventory/chaos.yml`` carries Redis and RabbitMQ, set up by the roles; the workers of both sides and
-their clients run here, with the settings of deployed workers. Both sides live through the same faults at the same
+One host of ``molecule/inventory/chaos.yml`` carries Redis and RabbitMQ, set up by the roles; the workers of both sides
+and their clients run here, with the settings of deployed workers. Both sides live through the same faults at the same
 moments, each with its own queues in its own database of Redis:
 
 * ours: consumer, transport and guard of celery-hybrid;
@@ -17,8 +17,8 @@ sent and has neither run with a readable result, nor is a dead letter, nor is st
 
     tests/chaos/run.py [--quick] [--seed N] [--only PHASE]… [--keep] [--write docs/chaos.md]
 
-The seed decides order, kinds and moments of the faults. This fails when our side loses something, has a side effect twice
-that the guard should have stopped, or keeps a bad message under a wrong reason.
+The seed decides order, kinds and moments of the faults. This fails when our side loses something, has a side effect
+twice that the guard should have stopped, or keeps a bad message under a wrong reason.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import random
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -151,7 +152,7 @@ class Side:
             "XDG_STATE_HOME": str(CACHE / "state" / name),
         }
         self._environment: dict[str, str] = {}
-        self._broker = 0
+        self._broker = ("", 0)
         self._died: dict[int, float] = {}
         self.workers: list[Worker] = []
 
@@ -159,8 +160,8 @@ class Side:
         """Start the workers of a phase."""
         self._common["FAULTS_QUEUE"] = f"chaos-{secrets.token_hex(4)}"
         # A bad message that stays at the head of a queue of stock Celery would spoil all later phases.
-        self._broker = 0 if self.name == "ours" else 1 + number
-        environment = {**self._common, **self._servers.environment("worker", self._broker)}
+        self._broker = ("celery", 0) if self.name == "ours" else ("stock", 1 + number)
+        environment = {**self._common, **self._servers.environment("worker", *self._broker)}
         log = CACHE / f"{self.name}.log"
         for place in range(WORKERS):
             options = ["--pool=prefork", f"--concurrency={PROCESSES}", f"--hostname={self.name}{place}@chaos"]
@@ -171,18 +172,21 @@ class Side:
     def ensure(self) -> None:
         """Start those again that have ended, after a while, as systemd does."""
         for place, worker in enumerate(self.workers):
+            now = time.monotonic()
             if worker.pid:
                 self._died.pop(place, None)
-            elif (
-                worker.starts == 0
-                or time.monotonic() > self._died.setdefault(place, time.monotonic()) + RESTART_SECONDS
-            ):
+            elif worker.starts == 0 or now > self._died.setdefault(place, now) + RESTART_SECONDS:
                 worker.ensure()
 
     def client(self, *arguments: Any) -> Client:
         """Start a client."""
         program = (self._programs / "python", HERE / "client.py")
-        environment = {**self._common, **self._servers.environment("client", self._broker), "CHAOS_CLIENT": "1"}
+        environment = {
+            **self._common,
+            **self._servers.environment("client", *self._broker),
+            "CHAOS_CLIENT": "1",
+            "CHAOS_LOOK": self._servers.environment("client", "stock", self._broker[1])["FAULTS_BROKER"],
+        }
         return Client(program, environment, CACHE / f"{self.name}-client.log", *arguments)
 
     def close(self) -> int:
@@ -309,11 +313,11 @@ class Faults:
         self.between(4, 7)
 
     def half_open(self) -> None:
-        """The servers hear the workers, and the workers hear nothing; half of the time the servers give up meanwhile."""
-        gives_up = self.dice.random() < 0.5
+        """The servers hear the workers, and the workers hear nothing; half of the time Redis is restarted meanwhile."""
+        restarted = self.dice.random() < 0.5
         with self.filter.dropping(both=False):
             self.between(1, 3)
-            if gives_up:
+            if restarted:
                 # The end of the connections is not heard here either.
                 self.servers.shell("systemctl restart redis-server")
             self.between(2, 5)
@@ -521,8 +525,7 @@ def table(rows: Sequence[Row]) -> str:
     for side in dict.fromkeys(row.side for row in rows):
         sums = {name: sum(getattr(row, name) for row in rows if row.side == side) for name, *_ in COLUMNS}
         everything.append(Row("all", side, **sums))
-    for row in everything:
-        cells.append([row.title, row.side, *(str(getattr(row, name)) for name, *_ in COLUMNS)])
+    cells += [[row.title, row.side, *(str(getattr(row, name)) for name, *_ in COLUMNS)] for row in everything]
     return markdown(cells)
 
 
@@ -555,7 +558,7 @@ class Run:
                 stack.enter_context(self.faults.small_disk())
             load = (first, phase.tasks, phase.tasks / phase.seconds, phase.bad, 3 * phase.seconds)
             senders = self.clients(stack, "send", *load)
-            self.faults.hold(2)
+            self.wait_for(first)
             begun = time.monotonic()
             strokes: Counter[str] = Counter()
             while any(sender.running() for sender in senders) or not (strokes or not phase.faults):
@@ -576,15 +579,23 @@ class Run:
                 self.faults.hold(0.5)
             seen = [reader.answer()[0] for reader in readers]
             starts = [side.close() for side in sides]
-        made = ", ".join(f"{times} × {name.replace('_', ' ')}" for name, times in strokes.items())
-        say(
-            f"  {made or 'no faults'}; sent in {counting - begun:.0f} s, quiet after {[round(s['seconds']) for s in seen]} s"
-        )
+        made = ", ".join(f"{times} times {name.replace('_', ' ')}" for name, times in strokes.items())
+        quiet = " and ".join(f"{each['seconds']:.0f} s" for each in seen)
+        say(f"  {made or 'no faults'}; sent in {counting - begun:.0f} s, quiet {quiet} later")
         rows = [count(phase.title, *of_side) for of_side in zip(sides, numbers, sent, seen, starts, strict=True)]
         for row in rows:
             for fault in row.faults:
                 say(f"  {row.side}: {fault}")
         return rows
+
+    def wait_for(self, first: int) -> None:
+        """Wait until the workers of each side are at work; those that have just started would be no match."""
+        end = time.monotonic() + 60
+        for side in self.faults.sides:
+            while not any(int(number) >= first for number, _ in lines_of(side.notes / "executed")):
+                if time.monotonic() > end:
+                    raise SystemExit(f"No task runs; see {CACHE / side.name}.log.")
+                self.faults.hold(0.2)
 
     def clients(self, stack: contextlib.ExitStack, *arguments: Any) -> list[Client]:
         """Start a client of each side."""
@@ -593,8 +604,6 @@ class Run:
 
 def root_output(*command: str) -> str:
     """Run a command of this machine as root and return what it says."""
-    import subprocess
-
     sudo = [] if os.geteuid() == 0 else ["sudo", "--non-interactive"]
     return subprocess.run([*sudo, *command], capture_output=True, text=True, check=True).stdout.strip()
 
@@ -619,7 +628,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()), help="makes the same faults at the same moments")
     parser.add_argument("--only", action="append", choices=[phase.name for phase in PHASES], help="only this phase")
     parser.add_argument("--side", choices=("ours", "stock"), help="only this side")
-    parser.add_argument("--keep", action="store_true", help="let the host run, for another run")
+    parser.add_argument("--keep", action="store_true", help="let the host run, for another run with --again")
+    parser.add_argument("--again", action="store_true", help="the host runs and is set up; it stays")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table into a file too")
     options = parser.parse_args()
     end_in_order(LIMIT)
@@ -633,7 +643,8 @@ def main() -> int:
     skipped: list[str] = []
     with contextlib.ExitStack() as stack:
         programs = venv(CACHE / "venv", *PINS, package=PACKAGE) / "bin"
-        stack.enter_context(host(INVENTORY, CACHE / "site.log", keep=options.keep))
+        if not options.again:
+            stack.enter_context(host(INVENTORY, CACHE / "site.log", keep=options.keep))
         servers = Servers(ADDRESS)
         common = {
             **os.environ,

@@ -53,11 +53,12 @@ class Servers:
         redis = re.search(r"v=(\S+)", self.shell("redis-server --version"))
         return f"{system}, RabbitMQ {self.shell('rabbitmqctl version')}, Redis {redis[1] if redis else '?'}"
 
-    def environment(self, user: str, database: int = 0) -> dict[str, str]:
+    def environment(self, user: str, broker_user: str = "celery", database: int = 0) -> dict[str, str]:
         """Return where processes with the rights of a user find the servers; passwords are not for arguments."""
         password = secret(f"rabbitmq_{user}")
+        broker_password = secret("redis" if broker_user == "celery" else f"redis_{broker_user}")
         return {
-            "FAULTS_BROKER": f"redis://celery:{secret('redis')}@{self.address}:{REDIS_PORT}/{database}",
+            "FAULTS_BROKER": f"redis://{broker_user}:{broker_password}@{self.address}:{REDIS_PORT}/{database}",
             "FAULTS_RESULTS": f"amqp://{user}:{password}@{self.address}:{AMQP_PORT}/celery",
         }
 
