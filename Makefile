@@ -74,7 +74,7 @@ lint: venv ## yamllint, ansible-lint, ruff, mypy
 	@ansible-lint --offline
 	@ruff check .
 	@ruff format --check .
-	@MYPYPATH=tests/bench mypy tests/hosts tests/package tests/modules/run.py tests/bench/run.py tests/bench/topology.py tests/faults/run.py tests/celery_suite/run.py demo tools
+	@MYPYPATH=tests/bench:tests/faults mypy tests/hosts tests/package tests/modules/run.py tests/bench/run.py tests/bench/topology.py tests/faults/run.py tests/chaos/run.py tests/celery_suite/run.py demo tools
 	@python3 tools/variables.py --check
 	@mypy --config-file $(PACKAGE)/pyproject.toml $(PACKAGE)/src
 
@@ -90,6 +90,10 @@ test-modules: venv ## the modules, against RabbitMQ 3.10 and 4.0, Redis 7.0 and 
 test-package: venv ## the tests of celery-hybrid, against RabbitMQ 3.10 and 4.0, Celery 5.5 and newest
 	@python3 tests/package/run.py
 
+.PHONY: test-chaos
+test-chaos: venv ## the short form of 'make chaos': our side only, two minutes
+	@python3 tests/chaos/run.py --quick
+
 ## long runs, not part of 'make test'
 
 .PHONY: test-celery
@@ -99,6 +103,10 @@ test-celery: venv ## Celery's own integration tests with this backend and with R
 .PHONY: test-faults
 test-faults: venv ## kill, stop, cut and fill RabbitMQ under load, and count what was lost or changed (8 minutes; FAULTS=--quick: 2)
 	@python3 tests/faults/run.py $(FAULTS)
+
+.PHONY: chaos
+chaos: venv ## kill, stop, cut, pause and fill everything under 10,000 tasks, stock Celery beside it (15 minutes; CHAOS='--seed 1')
+	@python3 tests/chaos/run.py $(CHAOS)
 
 .PHONY: bench
 bench: venv ## measure the result backend beside its rivals in one run (10 minutes; BENCH=--quick: 2)

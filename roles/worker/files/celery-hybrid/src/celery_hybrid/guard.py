@@ -101,8 +101,8 @@ class RedisRecords:
     """Records in Redis.
 
     Args:
-        server: a client of a server that never evicts keys, as the broker; the rights to use strings and scripts are
-            enough.
+        server: a client of a server that never evicts keys, as the broker; the rights to SET, GET, DEL, PTTL and EVAL
+            are enough.
     """
 
     def __init__(self, server: Any) -> None:
