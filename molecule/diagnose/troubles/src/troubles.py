@@ -32,7 +32,9 @@ def hold(seconds: float) -> None:
 
 @app.task(name="troubles.whisper")
 def whisper(word: str, times: int = 1, pause: float = 0.5) -> list[int]:
-    """Say a word at DEBUG, some times; return the process, and how often it was to be heard."""
+    """Say a word at DEBUG, some times, and connect once; return the process, and how often it was to be heard."""
+    with app.connection_for_write() as connection:
+        connection.connect()
     heard = 0
     for _ in range(times):
         logger.debug("whispered %s", word)
