@@ -119,15 +119,16 @@ HANGING = [
         WORKER,
         # As after a connection that was lost without a word: it stands still, and Redis has no connection of it.
         "systemctl kill --signal=STOP --kill-whom=main celery-worker@default",
-        "systemctl kill --signal=KILL --kill-whom=all celery-worker@default; systemctl restart celery-worker@default",
+        "systemctl kill --signal=CONT --kill-whom=main celery-worker@default",
         ("default@worker1", "connections to Redis"),
     ),
     Trouble(
         "pool.exhausted",
         WORKER,
-        "python \"app.send_task('troubles.hold', [600], queue='slow')\"; sleep 4",
-        "systemctl kill --signal=KILL --kill-whom=all celery-worker@slow; "
-        f"systemctl restart celery-worker@slow; {FORGET}",
+        "python \"app.send_task('troubles.hold', [60], queue='slow')\"; sleep 4",
+        # Until it has ended.
+        'python "import time; c = app.connection_for_write().default_channel.client; '
+        "[time.sleep(1) for _ in range(90) if c.zcard('unacked_index')]\"",
         ("celery-worker@slow", "broker_pool_limit is"),
     ),
 ]

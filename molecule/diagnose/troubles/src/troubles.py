@@ -23,11 +23,14 @@ def sleep(seconds: float) -> None:
 
 @app.task(name="troubles.hold")
 def hold(seconds: float) -> None:
-    """Take every connection of the pool, and keep them."""
+    """Take every connection of the pool, and keep them for a while."""
     held = [app.pool.acquire() for _ in range(app.pool.limit)]
     for connection in held:
         connection.default_channel.client.ping()
     time.sleep(seconds)
+    for connection in held:
+        connection.close()
+        connection.release()
 
 
 @app.task(name="troubles.whisper")
