@@ -90,7 +90,7 @@ class Phase:
     Attributes:
         name: for the command line.
         title: in the table.
-        faults: names of methods of :class:`Faults`; the dice choose.
+        faults: names of methods of :class:`Faults`; the dice decide about their order.
         tasks: so many good ones on each side.
         seconds: in which they are sent.
         bad: so many bad ones among them.
@@ -586,9 +586,10 @@ class Run:
             self.wait_for(first)
             begun = time.monotonic()
             strokes: Counter[str] = Counter()
-            while any(sender.running() for sender in senders) or not (strokes or not phase.faults):
-                if phase.faults and time.monotonic() < begun + 2 * phase.seconds:
-                    stroke = self.faults.dice.choice(phase.faults)
+            turns = self.turns(phase)
+            while any(sender.running() for sender in senders) or len(strokes) < len(phase.faults):
+                if phase.faults and (time.monotonic() < begun + 2 * phase.seconds or len(strokes) < len(phase.faults)):
+                    stroke = next(turns)
                     strokes[stroke] += 1
                     getattr(self.faults, stroke)()
                 else:
@@ -612,6 +613,11 @@ class Run:
             for fault in row.faults:
                 say(f"  {row.side}: {fault}")
         return rows
+
+    def turns(self, phase: Phase) -> Iterator[str]:
+        """Return the faults of a phase, all of them before one comes again, each time in another order."""
+        while phase.faults:
+            yield from self.faults.dice.sample(phase.faults, len(phase.faults))
 
     def wait_for(self, first: int) -> None:
         """Wait until the workers of each side are at work; those that have just started would be no match."""
