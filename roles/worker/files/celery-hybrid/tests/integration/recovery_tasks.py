@@ -1,4 +1,4 @@
-"""The application of the tests of ``celery tasks``: what is in hand is in keys of its own."""
+"""The application of the tests of ``celery tasks``: what waits and what is in hand is in keys of its own."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from celery_hybrid import transport
 
 transport.install()
 
+# Not the queue of the workers of other tests: what is no message would end them.
+QUEUE = f"{os.environ['CELERY_HYBRID_TEST_QUEUE']}-recovery"
+
 app = make_app(
     broker_transport_options={
-        "unacked_key": f"{os.environ['CELERY_HYBRID_TEST_QUEUE']}.unacked",
-        "unacked_index_key": f"{os.environ['CELERY_HYBRID_TEST_QUEUE']}.unacked_index",
+        "unacked_key": f"{QUEUE}.unacked",
+        "unacked_index_key": f"{QUEUE}.unacked_index",
         "visibility_timeout": 3600,
     },
 )
+app.conf.task_default_queue = QUEUE
