@@ -120,8 +120,12 @@ installed: venv
 		.cache/dist/celeryops-hybrid-*.tar.gz >/dev/null
 
 .PHONY: test-molecule
-test-molecule: installed ## the scenarios, on Debian 12 and 13 (SCENARIO=name for one of them)
-	@tests/molecule.sh $(SCENARIO)
+test-molecule: installed ## the whole stack, on Debian 12 and 13 (SCENARIO=name for one scenario)
+	@tests/molecule.sh $(or $(SCENARIO),stack_on_debian12 stack_on_debian13)
+
+.PHONY: test-operations
+test-operations: installed ## drift, releases, hanging workers, diagnosis, each broken and repaired on hosts (half an hour)
+	@tests/molecule.sh drift release watchdog diagnose
 
 .PHONY: docs
 docs: venv ## write the tables of variables into the READMEs
