@@ -240,7 +240,7 @@ def test_prune_takes_what_nobody_declared_and_leaves_what_is_protected(topology,
     assert {queue["name"] for queue in info(vhosts=[vhost])["queues"]} == {"mine", "celery.reply.x"}
     assert [exchange["name"] for exchange in info(vhosts=[vhost])["exchanges"]] == ["theirs"]
     # Who asks is never pruned, nor what RabbitMQ has for itself.
-    keep = ["worker", "client", "monitoring"]
+    keep = ["worker", "client", "letters", "monitoring"]
     done = topology(check=True, prune=["users", "global_parameters"], protected=[*keep, r"celery\..*"])
     assert [one["name"] for one in done["differences"]] == [user]
 
