@@ -419,7 +419,7 @@ def test_a_header_named_like_the_tag_does_not_confuse(broker):
     broker.send([1], headers={"x": {"delivery_tag": "wrong"}})
     reader = Reader(broker.connect("atomic"))
     reader.read(1)
-    [tag] = broker.redis.hkeys(broker.key("unacked"))
+    [tag] = broker.redis.zrange(broker.key("unacked_index"), 0, -1)
     assert tag == reader.messages[0].delivery_tag != "wrong"
 
 
@@ -626,7 +626,7 @@ def test_the_tasks_of_a_lost_worker_run_soon(broker, start, note, restorer):
     lost = time.monotonic()
     if restorer == "stock":
         # What it is about is that stock kombu reads our entries; its sweep is slow by default.
-        tags = broker.redis.hkeys(start.names["unacked_key"])
+        tags = broker.redis.zrange(start.names["unacked_index_key"], 0, -1)
         broker.redis.zadd(start.names["unacked_index_key"], dict.fromkeys(tags, 1))
     second = start(restorer)
     _until(lambda: second.log.read_text().count("received") == 2, 15, second.log.read_text)
