@@ -144,6 +144,9 @@ def test_a_stopped_process_does_not_feed_the_watchdog(worker):
 def test_a_loop_that_hangs_is_stuck(pool, worker, make_app):
     one = worker(pool)
     one.wait_for("READY=1")
+    # A broadcast is heard by those who listen already, which is a moment after they are ready.
+    one.wait_for("WATCHDOG=1")
+    one.wait_for("WATCHDOG=1")
     make_app().control.broadcast("hang", arguments={"seconds": 8})
     one.wait_for("STATUS=stuck: the consumer has not come round")
     assert not one.is_fed()
