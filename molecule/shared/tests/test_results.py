@@ -62,7 +62,13 @@ def test_keys_are_private(host):
 
 def test_only_declared_users_and_no_guest(api):
     users = {user["name"]: user["tags"] for user in api("users")}
-    assert users == {"admin": ["administrator"], "client": [], "letters": [], "monitoring": ["monitoring"], "worker": []}
+    assert users == {
+        "admin": ["administrator"],
+        "client": [],
+        "letters": [],
+        "monitoring": ["monitoring"],
+        "worker": [],
+    }
 
 
 def test_streams_are_durable_and_bound(api):

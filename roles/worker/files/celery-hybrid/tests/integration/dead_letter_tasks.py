@@ -35,13 +35,13 @@ def note(path, text="ran"):
         file.write(f"{text}\n")
 
 
-@app.task(name="letters.work", acks_late=True)
+@app.task(name="letters.work", shared=False, acks_late=True)
 def work(path, seconds=0, text="ran"):
     note(path, text)
     time.sleep(seconds)
 
 
-@app.task(name="letters.wait")
+@app.task(name="letters.wait", shared=False)
 def wait(path, go, seconds=60):
     note(path)
     end = time.monotonic() + seconds
@@ -49,42 +49,42 @@ def wait(path, go, seconds=60):
         time.sleep(0.05)
 
 
-@app.task(name="letters.fail")
+@app.task(name="letters.fail", shared=False)
 def fail(path="", go=""):
     if go and Path(go).exists():
         return "well"
     raise ValueError("no good")
 
 
-@app.task(name="letters.expected", throws=(KeyError,))
+@app.task(name="letters.expected", shared=False, throws=(KeyError,))
 def expected(kind):
     raise {"key": KeyError, "index": IndexError}[kind](kind)
 
 
-@app.task(name="letters.retry", bind=True, max_retries=1)
+@app.task(name="letters.retry", shared=False, bind=True, max_retries=1)
 def retry(self, path):
     note(path)
     raise self.retry(exc=ValueError("still no good"), countdown=0.1)
 
 
-@app.task(name="letters.reject")
+@app.task(name="letters.reject", shared=False)
 def reject():
     raise Reject("not mine", requeue=False)
 
 
-@app.task(name="letters.die")
+@app.task(name="letters.die", shared=False)
 def die(path):
     note(path)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@app.task(name="letters.eat")
+@app.task(name="letters.eat", shared=False)
 def eat(path):
     note(path)
     raise MemoryError("too much")
 
 
-@app.task(name="letters.hang", time_limit=1)
+@app.task(name="letters.hang", shared=False, time_limit=1)
 def hang(path):
     note(path)
     time.sleep(60)
