@@ -27,6 +27,7 @@ from time import monotonic
 from typing import Any
 
 import kombu.transport
+import redis
 from kombu.transport import redis as stock
 from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
@@ -214,6 +215,9 @@ class Channel(stock.Channel):
         if asynchronous:
             # The server can speak first only in this version of the protocol; the default of redis-py 8.
             params.setdefault("protocol", 3)
+            if redis.VERSION < (6,):
+                # It would check the health of the connection, with a PING, before it logs in.
+                params["health_check_interval"] = 0
         return params
 
     def _script_keys(self, first: str, *others: str) -> list[str]:
