@@ -152,6 +152,7 @@ CELERY_RIGHTS = (
         "hlen hmget hscan zcard zcount zmscore scard scan dbsize lindex lrange lrem",
     ),
     Right("remember what a task has done, as celery_hybrid.guard does, and count", "pttl expire incr hincrby"),
+    Right("what kombu 5.5 and 5.6 ask in other words", "zrevrangebyscore unsubscribe"),
 )
 
 # A pattern subscription must match an allowed channel literally, so that '&/0.*' would not do.
