@@ -146,7 +146,9 @@ class WorkerHealth:
     def status(self) -> str:
         """Return a line for ``systemctl status``."""
         consumer = self._consumer
-        running, scheduled = len(worker_state.active_requests), len(worker_state.scheduled_requests)
+        running = len(worker_state.active_requests)
+        # Celery 5.7 knows them.
+        scheduled = len(getattr(worker_state, "scheduled_requests", ()))
         attempt = consumer.broker_connection_retry_attempt
         words = [f"the broker is away, attempt {attempt}" if attempt else "consuming", f"{running} tasks run"]
         if scheduled:
