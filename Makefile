@@ -88,7 +88,7 @@ test-modules: venv ## the modules, against RabbitMQ 3.10 and 4.0, Redis 7.0 and 
 	@python3 tests/modules/run.py
 
 .PHONY: test-package
-test-package: venv ## the tests of celery-hybrid, against RabbitMQ 3.10 and 4.0, Celery 5.5 and newest
+test-package: venv ## the tests of celery-hybrid, against RabbitMQ 3.10 and 4.0
 	@python3 tests/package/run.py
 
 .PHONY: test-chaos
