@@ -74,8 +74,8 @@ lint: venv ## yamllint, ansible-lint, ruff, mypy
 	@ansible-lint --offline
 	@ruff check .
 	@ruff format --check .
-	@MYPYPATH=tests/bench mypy tests/hosts tests/package tests/modules/run.py tests/bench/run.py tests/bench/topology.py tests/celery_suite/run.py demo tools
-	@for program in faults chaos; do MYPYPATH=tests/faults mypy "tests/$$program/run.py" || exit; done
+	@mypy tests/hosts tests/package tests/modules/run.py tests/bench/topology.py tests/celery_suite/run.py demo tools
+	@for suite in bench faults chaos; do MYPYPATH="tests/hosts:tests/$$suite" mypy "tests/$$suite/run.py" || exit; done
 	@python3 tools/variables.py --check
 	@mypy --config-file $(PACKAGE)/pyproject.toml $(PACKAGE)/src
 

@@ -15,35 +15,29 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import platform
 import re
 import secrets
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from report import Report
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hosts"))
+import lab
+from lab import INVENTORIES, PACKAGE, PINS, ROOT, STATE, host, say, secret, venv
+
 HERE = Path(__file__).resolve().parent
-INVENTORIES = ROOT / "molecule" / "inventory"
 # Debian release: (inventory, address of its only host). RabbitMQ 3.10 is on Debian 12, 4.0 on Debian 13.
 HOSTS = {"debian13": ("bench.yml", "10.213.22.13"), "debian12": ("bench_on_debian12.yml", "10.213.22.12")}
-STATE = ROOT / ".cache" / "hosts"
 CACHE = ROOT / ".cache" / "bench"
-PACKAGE = ROOT / "roles" / "worker" / "files" / "celery-hybrid"
-BIN = ROOT / ".venv" / "bin"
-PINS = ("celery[redis]==5.7.0", "kombu==5.7.0", "redis==8.1.0", "amqp==5.4.2")
 QUEUE_PER_TASK = "celery-amqp-backend==1.2.0"
 
 # The two that are compared in everything.
@@ -198,22 +192,8 @@ class Worker:
             os.killpg(self._process.pid, signal.SIGKILL)
 
 
-class Servers:
+class Servers(lab.Servers):
     """The host with Redis and RabbitMQ."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-
-    def shell(self, script: str, stdin: str = "") -> str:
-        """Run a script as root and return its output; SSH would split its words again."""
-        done = subprocess.run(
-            ["ssh", "-F", STATE / "ssh_config", self.address, f"sudo sh -c {shlex.quote(script)}"],
-            input=stdin,
-            text=True,
-            stdout=subprocess.PIPE,
-            check=True,
-        )
-        return done.stdout.strip()
 
     def throw_away_vhost(self) -> str:
         """Make a vhost and a user for the sides whose broker is RabbitMQ; return the URL."""
@@ -239,13 +219,6 @@ class Servers:
         return self.shell(
             "read -r REDISCLI_AUTH; export REDISCLI_AUTH; redis-cli --user admin", stdin=f"{password}\n{command}\n"
         )
-
-    def versions(self) -> str:
-        """Return the versions of what runs there."""
-        system = self.shell(". /etc/os-release; echo $PRETTY_NAME")
-        rabbitmq = self.shell("rabbitmqctl version")
-        redis = re.search(r"v=(\S+)", self.shell("redis-server --version"))
-        return f"{system}, RabbitMQ {rabbitmq}, Redis {redis[1] if redis else '?'}"
 
     def cpu(self) -> dict[str, float]:
         """Return the processor seconds that each server has taken so far."""
@@ -459,62 +432,9 @@ class Bench:
 # --- set-up ----------------------------------------------------------------------------------------
 
 
-def say(text: str) -> None:
-    """Print a progress line at once, not into the report."""
-    print(f"  {text}", file=sys.stderr, flush=True)
-
-
-def run(*command: str | Path, output: Any = None) -> None:
-    """Run a command in the checkout; what it says is no part of the report."""
-    settings = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_DISPLAY_OK_HOSTS": "false"}
-    subprocess.run([str(part) for part in command], cwd=ROOT, env=settings, check=True, stdout=output or sys.stderr)
-
-
-@contextlib.contextmanager
-def host(image: str) -> Iterator[str]:
-    """Boot a host, set it up, yield its address, and remove it, whatever happens."""
-    name, address = HOSTS[image]
-    inventory = INVENTORIES / name
-    testhosts = (BIN / "python", ROOT / "tests" / "hosts" / "testhosts.py")
-    try:
-        run(*testhosts, "up", "-i", inventory)
-        say("the roles set it up")
-        with (CACHE / "site.log").open("w") as log:
-            run(BIN / "ansible-playbook", "-i", inventory, "celeryops.hybrid.site", output=log)
-        yield address
-    finally:
-        run(*testhosts, "down", "-i", inventory)
-
-
-def venv(name: str, *requirements: str, package: Path | None = None) -> Path:
-    """Return a virtual environment with what it needs, made again when that has changed."""
-    path = CACHE / name
-    files = sorted(package.rglob("*.py")) if package is not None else []
-    wanted = hashlib.sha256(repr((sys.version, requirements, [file.read_bytes() for file in files])).encode())
-    stamp = path / "stamp"
-    if stamp.exists() and stamp.read_text() == wanted.hexdigest():
-        return path
-    say(f"{path.relative_to(ROOT)}: installing")
-    install = (path / "bin" / "pip", "install", "-qq", "--disable-pip-version-check")
-    run(sys.executable, "-m", "venv", "--clear", path)
-    run(*install, *requirements)
-    if package is not None:
-        # A copy, because the build leaves its own files behind.
-        copy = path / "package"
-        shutil.copytree(package, copy, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "tests"))
-        run(*install, "--no-deps", copy)
-    stamp.write_text(wanted.hexdigest())
-    return path
-
-
-def secret(name: str) -> str:
-    """Return a secret of the test hosts, fit for a URL."""
-    return quote((STATE / "secrets" / name).read_text().strip(), safe="")
-
-
 def sides_on(servers: Servers) -> dict[str, Side]:
     """Return all sides."""
-    ours, rival = venv("venv", *PINS, package=PACKAGE), venv("queue-per-task", *PINS, QUEUE_PER_TASK)
+    ours, rival = venv(CACHE / "venv", *PINS, package=PACKAGE), venv(CACHE / "queue-per-task", *PINS, QUEUE_PER_TASK)
     redis = f"redis://celery:{secret('redis')}@{servers.address}:6379/0"
     rabbitmq = servers.throw_away_vhost()
     client, worker = (
@@ -558,8 +478,9 @@ def main() -> int:
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the report there as well")
     options = parser.parse_args()
     CACHE.mkdir(parents=True, exist_ok=True)
-    with contextlib.nullcontext(options.on) if options.on else host(options.image) as address:
-        servers = Servers(address)
+    inventory, address = HOSTS[options.image]
+    with contextlib.nullcontext() if options.on else host(INVENTORIES / inventory, CACHE / "site.log"):
+        servers = Servers(options.on or address)
         sides = sides_on(servers)
         report = Report({side.name: side.label for side in sides.values()}, facts(servers, quick=options.quick))
         Bench(servers, sides, QUICK if options.quick else Size(), report).run()

@@ -132,7 +132,14 @@ def test_log_has_no_error(host):
     # that they are back before its streams. Each is two lines of one Erlang process.
     doors = ("login refused", "refused for user", "vhost other not found", "vhost  not found", ":5690 ")
     # And celery_verify's question whether there are more streams than there should be: 4.0 logs the answer.
-    excused = (*doors, "with reason 'shutdown'", "is down or inaccessible", "no queue 'celery.results.16'")
+    # Whoever only knocks at the port may be gone before RabbitMQ has set up its end: einval.
+    excused = (
+        *doors,
+        "einval (invalid argument)",
+        "with reason 'shutdown'",
+        "is down or inaccessible",
+        "no queue 'celery.results.16'",
+    )
     processes = {process_of(line) for line in errors if any(words in line for words in excused)}
     assert [line for line in errors if process_of(line) not in processes] == []
 

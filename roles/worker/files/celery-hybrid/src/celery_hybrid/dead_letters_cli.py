@@ -39,6 +39,7 @@ from celery_hybrid.dead_letters import (
     send,
 )
 from celery_hybrid.errors import HybridError, OptionError, ResultStoreError
+from celery_hybrid.files import sync_folder_of
 from celery_hybrid.names import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE
 from celery_hybrid.options import SETTING, Options
 
@@ -363,7 +364,7 @@ def discarded(context: click.Context, /, path: Path, execute: bool, **wanted: An
                     file = stack.enter_context(
                         os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a")
                     )
-                    _sync_folder(path)
+                    sync_folder_of(path)
                 file.write(json.dumps(entry.dump()) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -436,11 +437,3 @@ def _mend(path: Path) -> None:
     data = path.read_bytes()
     if data and not data.endswith(b"\n"):
         os.truncate(path, data.rfind(b"\n") + 1)
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path.resolve().parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -25,6 +25,7 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 
 from celery_hybrid.errors import HybridError, OptionError
+from celery_hybrid.files import sync_folder_of
 from celery_hybrid.transport import Channel
 
 #: Hash in Redis: purges that have begun and not ended, by queue.
@@ -428,11 +429,7 @@ def _opened(path: Path) -> Iterator[int]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RecoveryError(f"Another command is writing to {path}.") from None
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder_of(path)
         yield file
     except BaseException:
         if not os.fstat(file).st_size:

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, celeryops.hybrid contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the suites share that break servers on purpose: hosts, processes, the packet filter, a small disk."""
+"""What the suites share that load servers or break them: hosts, processes, the packet filter, a small disk."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ class Servers:
     def __init__(self, address: str) -> None:
         self.address = address
 
-    def shell(self, script: str) -> str:
+    def shell(self, script: str, stdin: str = "") -> str:
         """Run a script as root and return its output; SSH would split its words again."""
         done = subprocess.run(
             ["ssh", "-F", STATE / "ssh_config", self.address, f"sudo sh -c {shlex.quote(script)}"],
+            input=stdin,
             text=True,
             capture_output=True,
             check=False,
@@ -263,9 +264,9 @@ def small_disk(path: Path) -> Iterator[None]:
         root("umount", str(path))
 
 
-def venv(path: Path, *requirements: str, package: Path) -> Path:
-    """Return a virtual environment with the package, made again when that has changed."""
-    files = sorted(package.rglob("*.py"))
+def venv(path: Path, *requirements: str, package: Path | None = None) -> Path:
+    """Return a virtual environment with the package, if there is one, made again when anything has changed."""
+    files = sorted(package.rglob("*.py")) if package is not None else []
     wanted = hashlib.sha256(repr((sys.version, requirements, [file.read_bytes() for file in files])).encode())
     stamp = path / "stamp"
     if stamp.exists() and stamp.read_text() == wanted.hexdigest():
@@ -274,10 +275,11 @@ def venv(path: Path, *requirements: str, package: Path) -> Path:
     install = (path / "bin" / "pip", "install", "-qq", "--disable-pip-version-check")
     run(sys.executable, "-m", "venv", "--clear", path)
     run(*install, *requirements)
-    # A copy, because the build leaves its own files behind.
-    copy = path / "package"
-    shutil.copytree(package, copy, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "tests"))
-    run(*install, "--no-deps", copy)
+    if package is not None:
+        # A copy, because the build leaves its own files behind.
+        copy = path / "package"
+        shutil.copytree(package, copy, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "tests"))
+        run(*install, "--no-deps", copy)
     stamp.write_text(wanted.hexdigest())
     return path
 
