@@ -75,6 +75,7 @@ lint: venv ## yamllint, ansible-lint, ruff, mypy
 	@ruff check .
 	@ruff format --check .
 	@mypy tests/hosts tests/package tests/modules/run.py tests/bench/topology.py tests/celery_suite/run.py demo tools
+	@MYPYPATH=tests/hosts:tests/bench mypy tests/bench/transport.py
 	@for suite in bench faults chaos; do MYPYPATH="tests/hosts:tests/$$suite" mypy "tests/$$suite/run.py" || exit; done
 	@python3 tools/variables.py --check
 	@mypy --config-file $(PACKAGE)/pyproject.toml $(PACKAGE)/src
@@ -112,6 +113,14 @@ chaos: venv ## kill, stop, cut, pause and fill everything under 10,000 tasks, st
 .PHONY: bench
 bench: venv ## measure the result backend beside its rivals in one run (10 minutes; BENCH=--quick: 2)
 	@python3 tests/bench/run.py $(BENCH)
+
+.PHONY: bench-transport
+bench-transport: venv ## measure the transport beside kombu's own (4 minutes; BENCH=--quick: 1)
+	@python3 tests/bench/transport.py $(BENCH)
+
+.PHONY: bench-topology
+bench-topology: venv ## measure rabbitmq_topology beside community.rabbitmq (4 minutes; BENCH='--rounds 3')
+	@python3 tests/bench/topology.py $(BENCH)
 
 .PHONY: installed
 installed: venv

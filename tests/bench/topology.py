@@ -190,7 +190,8 @@ def measure(inventory: Path, rounds: int) -> list[str]:
     """Return the report, as Markdown."""
     first: dict[str, list[float]] = {"theirs": [], "ours": []}
     again: dict[str, list[float]] = {"theirs": [], "ours": []}
-    password = secrets.token_hex(16)
+    # New names, because a kept host has those of an earlier run.
+    password, run = secrets.token_hex(16), secrets.token_hex(3)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -198,11 +199,11 @@ def measure(inventory: Path, rounds: int) -> list[str]:
         seconds(inventory, folder, [{"ansible.builtin.apt": {"name": "python3-requests", "update_cache": True}}], False)
         for number in range(rounds):
             sides = {
-                "theirs": theirs(objects(f"theirs{number}", password)),
-                "ours": ours(objects(f"ours{number}", password)),
+                "theirs": theirs(objects(f"theirs-{run}-{number}", password)),
+                "ours": ours(objects(f"ours-{run}-{number}", password)),
             }
             # Both vhosts are there: theirs gives the administrator no right in a new one, and would fail at exchanges.
-            for vhost in (f"theirs{number}", f"ours{number}"):
+            for vhost in (f"theirs-{run}-{number}", f"ours-{run}-{number}"):
                 rights = ["rabbitmqctl", "set_permissions", "-p", vhost, LOGIN["username"], ".*", ".*", ".*"]
                 prepared: Tasks = [
                     {"community.rabbitmq.rabbitmq_vhost": {"name": vhost, "node": "rabbit@localhost"}},
@@ -216,7 +217,7 @@ def measure(inventory: Path, rounds: int) -> list[str]:
                         f"{side}, {'nothing to do' if unchanged else 'first run'}: {figures[side][-1]:.2f} s",
                         flush=True,
                     )
-        many = ours(thousand("thousand"))
+        many = ours(thousand(f"thousand-{run}"))
         made = seconds(inventory, folder, many, False)
         compared = [seconds(inventory, folder, many, True) for _ in range(3)]
         versions = json.loads(
@@ -232,7 +233,8 @@ def measure(inventory: Path, rounds: int) -> list[str]:
         "Written by `tests/bench/topology.py --write`, not by hand. Both sides declare the same 25 objects in one run",
         "on one machine, which may do other things meanwhile; **the ratios are what counts**. Times are in seconds,",
         "from the start of the first task to the end of the last one, over SSH: the median, the smallest and the",
-        "largest of all rounds.",
+        "largest of all rounds. Ours takes one task for all objects, theirs one for each (permissions go with the",
+        "users); the vhosts exist beforehand, because theirs gives the administrator no right in a new one.",
         "",
         f"* run: {datetime.date.today().isoformat()}, {rounds} round(s)",
         f"* machine: {os.cpu_count()} cores {platform.machine()}, load average {load:.1f} before and "

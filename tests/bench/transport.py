@@ -4,246 +4,84 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Measure the transport beside kombu's own, in one run against one Redis.
 
-    tests/bench/transport.py redis://127.0.0.1:6379/9 [--quick]
+One host of ``molecule/inventory/bench.yml`` carries Redis, set up by the roles; sender and workers run here. What
+counts is the ratio; no figure makes this fail.
 
-The database has to be empty, and the user of the URL needs INFO. Run it with a Python that has celery-hybrid. Both
-sides take turns, so that whatever else the machine does meets both; what counts is the ratio. No figure makes it fail.
+    tests/bench/transport.py [--quick] [--image debian12] [--write docs/transport-benchmark.md]
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
-import random
-import signal
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from pathlib import Path
 
-import kombu
-import redis
+from run import CACHE, HERE, HOSTS, Servers, facts
 
-KINDS = {"ours": "celery_hybrid.transport:Transport", "stock": "kombu.transport.redis:Transport"}
-OPTIONS = {"sep": ":"}
-BODY = {"text": "x" * 200}
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hosts"))
+from lab import INVENTORIES, PACKAGE, PINS, host, markdown, say, venv
 
 
-def connect(url: str, kind: str) -> kombu.Connection:
-    """Return a connection with one of the two transports."""
-    return kombu.Connection(url, transport=KINDS[kind], transport_options=OPTIONS)
+def measure(servers: Servers, *, quick: bool) -> list[list[str]]:
+    """Return the rows of the table.
 
-
-def send(url: str, count: int) -> None:
-    """Fill the queue, with stock kombu."""
-    with connect(url, "stock") as connection:
-        producer = connection.Producer(serializer="json")
-        for _ in range(count):
-            producer.publish(BODY, routing_key="bench")
-
-
-def take(url: str, kind: str, count: int, prefetch: int) -> float:
-    """Return messages taken and acknowledged in a second, by one consumer without a worker."""
-    send(url, count)
-    with connect(url, kind) as connection:
-        left = count
-
-        def received(message: kombu.Message) -> None:
-            nonlocal left
-            left -= 1
-            message.ack()
-
-        channel = connection.channel()
-        channel.basic_qos(0, prefetch, False)
-        kombu.Consumer(channel, [kombu.Queue("bench")], on_message=received).consume()
-        begin = time.perf_counter()
-        while left:
-            connection.drain_events(timeout=30)
-        return count / (time.perf_counter() - begin)
-
-
-def only_take(url: str, kind: str, count: int, prefetch: int) -> float:
-    """Return messages taken in a second, without acknowledgement."""
-    send(url, count)
-    with connect(url, kind) as connection:
-        messages: list[kombu.Message] = []
-        channel = connection.channel()
-        channel.basic_qos(0, prefetch, False)
-        kombu.Consumer(channel, [kombu.Queue("bench")], on_message=messages.append).consume()
-        begin = time.perf_counter()
-        while len(messages) < count:
-            connection.drain_events(timeout=30)
-        seconds = time.perf_counter() - begin
-        channel.do_restore = False
-    client = redis.Redis.from_url(url)
-    client.delete("unacked", "unacked_index")
-    client.close()
-    return count / seconds
-
-
-@contextlib.contextmanager
-def worker(url: str, kind: str, pool: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a worker of its own process."""
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "celery", "-A", "transport", "worker", "-P", pool, "-c", "2", "-Q", "bench"),
-            *("-l", "ERROR", "--without-mingle", "--without-gossip", "--without-heartbeat"),
-        ],
-        cwd=os.path.dirname(os.path.abspath(__file__)),  # noqa: PTH100, PTH120
-        env={**os.environ, "BENCH_TRANSPORT": kind, "BENCH_URL": url, "C_FORCE_ROOT": "1"},
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
-
-
-def tasks(url: str, kind: str, count: int, pool: str) -> float:
-    """Return tasks that a worker does in a second: from the first tenth to the last acknowledgement."""
-    client = redis.Redis.from_url(url)
-    app = _app(url, "stock")
-    for _ in range(count):
-        app.send_task("bench.nothing", queue="bench")
-    with worker(url, kind, pool) as process:
-        begin = end = 0.0
-        while not end:
-            time.sleep(0.01)
-            if process.poll() is not None:
-                sys.exit("the worker has ended")
-            left = client.llen("bench") + client.hlen("unacked")
-            if not begin and left <= count * 0.9:
-                begin, first = time.perf_counter(), left
-            if not left:
-                end = time.perf_counter()
-    client.close()
-    return float(first / (end - begin))
-
-
-def latency(url: str, kind: str, count: int) -> list[float]:
-    """Return milliseconds from sending to receiving, of a consumer that waits."""
-    read_end, write_end = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            with connect(url, kind) as connection:
-
-                def received(message: kombu.Message) -> None:
-                    os.write(write_end, b"%d\n" % time.perf_counter_ns())
-                    message.ack()
-
-                channel = connection.channel()
-                channel.basic_qos(0, 4, False)
-                kombu.Consumer(channel, [kombu.Queue("bench")], on_message=received).consume()
-                while True:
-                    with contextlib.suppress(TimeoutError):
-                        connection.drain_events(timeout=10)
-        finally:
-            os._exit(1)
-    found = []
-    with connect(url, "stock") as connection, os.fdopen(read_end) as answers:
-        producer = connection.Producer(serializer="json")
-        for number in range(count + 10):
-            time.sleep(random.uniform(0.01, 0.05))  # noqa: S311
-            begin = time.perf_counter_ns()
-            producer.publish(BODY, routing_key="bench")
-            answer = int(answers.readline())
-            if number >= 10:
-                found.append((answer - begin) / 1e6)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    os.close(write_end)
-    return found
-
-
-def idle(url: str, kind: str, seconds: float) -> float:
-    """Return commands that an idle worker sends in a second; those inside scripts count as well."""
-    client = redis.Redis.from_url(url)
-
-    def calls() -> int:
-        stats = client.info("commandstats")
-        return sum(
-            value["calls"] for name, value in stats.items() if name not in ("cmdstat_info", "cmdstat_client|setinfo")
-        )
-
-    with worker(url, kind, "prefork"):
-        time.sleep(15)
-        before = calls()
-        time.sleep(seconds)
-        after = calls()
-    client.close()
-    return (after - before) / seconds
-
-
-def _app(url: str, kind: str) -> object:
-    from celery import Celery
-
-    if kind == "ours":
-        from celery_hybrid import transport
-
-        transport.install()
-    app = Celery("bench", broker=url)
-    app.conf.update(
-        broker_transport_options=OPTIONS,
-        task_acks_late=True,
-        task_ignore_result=True,
-        worker_prefetch_multiplier=1,
-        broker_connection_retry_on_startup=True,
-    )
-
-    @app.task(name="bench.nothing")
-    def nothing() -> None:
-        pass
-
-    return app
-
-
-def compared(rounds: int, measure: Callable[[str], float]) -> tuple[float, float]:
-    """Return the medians of both, measured in turns."""
-    figures: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for _ in range(rounds):
-        for kind in KINDS:
-            figures[kind].append(measure(kind))
-    return statistics.median(figures["ours"]), statistics.median(figures["stock"])
+    Raises:
+        CalledProcessError: the probe has failed.
+    """
+    python = venv(CACHE / "venv", *PINS, package=PACKAGE) / "bin" / "python"
+    # The user's password is not for arguments.
+    environment = {**os.environ, "BENCH_REDIS": servers.throw_away_redis_user().replace("/0", "/9")}
+    rows: list[list[str]] = []
+    command = [str(python), str(HERE / "transport_probe.py"), *(["--quick"] if quick else [])]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            name, ours, stock, unit = json.loads(line)
+            rows.append([name, f"{ours:,.2f}", f"{stock:,.2f}", unit, f"{ours / stock:.2f}"])
+            say("  ".join(rows[-1]))
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return rows
 
 
 def main() -> None:
-    """Measure, and print a table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("url", help="an empty database of a Redis that does nothing else")
-    parser.add_argument("--quick", action="store_true", help="a tenth, to see whether it works")
-    arguments = parser.parse_args()
-    url, part = arguments.url, 10 if arguments.quick else 1
-    if redis.Redis.from_url(url).dbsize():
-        parser.error("the database is not empty")
-    rounds = 1 if arguments.quick else 3
+    """Measure, and print the report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a tenth, in a minute")
+    parser.add_argument("--image", choices=HOSTS, default="debian13", help="release of Debian on the host")
+    parser.add_argument("--on", metavar="ADDRESS", help="a test host that the roles have set up and that stays")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the report there as well")
+    options = parser.parse_args()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    inventory, address = HOSTS[options.image]
+    with contextlib.nullcontext() if options.on else host(INVENTORIES / inventory, CACHE / "site.log"):
+        servers = Servers(options.on or address)
+        known = facts(servers, quick=options.quick)
+        table = markdown(
+            [["what", "ours", "kombu's", "unit", "ratio"], *measure(servers, quick=options.quick)],
+        )
+        known["load average after the run"] = f"{os.getloadavg()[0]:.1f}, other programs included"
+    report = "\n".join(
+        [
+            "# Benchmark of the transport",
+            "",
+            "Written by `tests/bench/transport.py --write`, not by hand: medians of three rounds in which both sides",
+            "take turns on one machine. **The ratios are what counts.** Less is better for latency, and for what an",
+            "idle worker asks of Redis; commands inside scripts count as well.",
+            "",
+            *(f"* {name}: {value}" for name, value in known.items()),
+            "",
+            table,
+            "",
+        ]
+    )
+    print(report)
+    if options.write:
+        options.write.write_text(report)
 
-    def row(name: str, ours: float, stock: float, unit: str) -> None:
-        print(f"{name:<44}{ours:>10.2f}{stock:>10.2f} {unit:<11}{ours / stock:>6.2f}", flush=True)
 
-    print(f"{'':<44}{'ours':>10}{'stock':>10} {'':<11}{'ratio':>6}")
-    for prefetch in (1, 4, 32):
-        figures = compared(rounds, lambda kind, n=prefetch: take(url, kind, 2000 // part, n))  # type: ignore[misc]
-        row(f"take and acknowledge, prefetch {prefetch}", *figures, "/s")
-    figures = compared(rounds, lambda kind: only_take(url, kind, 2000 // part, 100_000))
-    row("take, prefetch 100,000", *figures, "/s")
-    for pool in ("solo", "prefork"):
-        figures = compared(rounds, lambda kind, p=pool: tasks(url, kind, 2000 // part, p))  # type: ignore[misc]
-        row(f"tasks of a worker, {pool}", *figures, "/s")
-    delays: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for _ in range(rounds):
-        for kind in KINDS:
-            delays[kind] += latency(url, kind, 200 // part)
-    for name, share in (("median", 0.5), ("99th percentile", 0.99)):
-        ours, stock = (sorted(delays[kind])[int(len(delays[kind]) * share)] for kind in KINDS)
-        row(f"latency of an idle queue, {name}", ours, stock, "ms")
-    row("commands of an idle worker", *compared(1, lambda kind: idle(url, kind, 30 / part)), "/s")
-
-
-if "BENCH_URL" in os.environ:
-    app = _app(os.environ["BENCH_URL"], os.environ["BENCH_TRANSPORT"])
-elif __name__ == "__main__":
+if __name__ == "__main__":
     main()
