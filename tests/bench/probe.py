@@ -61,7 +61,7 @@ def stores(count: int, seed: int) -> list[float]:
 def _messages(count: int, seed: int) -> Iterator[tuple[amqp.Message, str]]:
     """Yield what the backend ``amqp://`` would publish for so many results, and where to."""
     from celery_hybrid.names import archive_stream, partition_of
-    from celery_hybrid.records import RESULT
+    from celery_hybrid.rabbitmq.records import RESULT
 
     backend = app.backend
     for task_id in ids(count, seed):

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 import kombu
 import redis
 
-KINDS = {"ours": "celery_hybrid.transport:Transport", "stock": "kombu.transport.redis:Transport"}
+KINDS = {"ours": "celery_hybrid.tasks.transport:Transport", "stock": "kombu.transport.redis:Transport"}
 OPTIONS = {"sep": ":"}
 BODY = {"text": "x" * 200}
 
@@ -190,7 +190,7 @@ def _app(url: str, kind: str) -> object:
     from celery import Celery
 
     if kind == "ours":
-        from celery_hybrid import transport
+        from celery_hybrid.tasks import transport
 
         transport.install()
     app = Celery("bench", broker=url)

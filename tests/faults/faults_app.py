@@ -21,9 +21,9 @@ from celery import Celery, states
 from deployed import note, role_settings
 from kombu import Queue
 
-from celery_hybrid.outbox import Outbox
-from celery_hybrid.records import RESULT, Record
-from celery_hybrid.writer import Writer
+from celery_hybrid.rabbitmq.records import RESULT, Record
+from celery_hybrid.results.outbox import Outbox
+from celery_hybrid.results.writer import Writer
 
 SEED = int(os.environ["FAULTS_SEED"])
 CHORD = 10

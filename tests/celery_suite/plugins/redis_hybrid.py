@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import pytest
 
-from celery_hybrid.backend import AMQPBackend
+from celery_hybrid.results.backend import AMQPBackend
 
 
 @pytest.fixture(autouse=True)

@@ -91,7 +91,7 @@ def make_app(results_url, broker_url):
     """Make applications; their connections end with the test."""
     from hybrid_tasks import make_app as make
 
-    from celery_hybrid.store import _registry
+    from celery_hybrid.results.store import _registry
 
     apps = []
 

@@ -25,7 +25,7 @@ from typing import Any
 from celery import signals
 from celery.worker import state as worker_state
 
-from celery_hybrid.store import stores_of
+from celery_hybrid.results.store import stores_of
 
 logger = logging.getLogger(__name__)
 

@@ -62,17 +62,17 @@ from typing import Any
 import amqp
 from billiard import current_process
 
-from celery_hybrid.archive import Archive
-from celery_hybrid.backend import AMQPBackend
-from celery_hybrid.chords import Chord, ChordKeeper
-from celery_hybrid.content import Meta
 from celery_hybrid.errors import OptionError, ResultStoreError
-from celery_hybrid.index import Key
-from celery_hybrid.options import Options
-from celery_hybrid.publisher import Publisher
-from celery_hybrid.records import CHORD_KINDS, DEAD_LETTER, FORGET, GROUP, RESULT, Record, outcome
-from celery_hybrid.replies import Mailbox, Replies
-from celery_hybrid.store import Store
+from celery_hybrid.rabbitmq.options import Options
+from celery_hybrid.rabbitmq.publisher import Publisher
+from celery_hybrid.rabbitmq.records import CHORD_KINDS, DEAD_LETTER, FORGET, GROUP, RESULT, Record, outcome
+from celery_hybrid.results.archive import Archive
+from celery_hybrid.results.backend import AMQPBackend
+from celery_hybrid.results.chords import Chord, ChordKeeper
+from celery_hybrid.results.content import Meta
+from celery_hybrid.results.index import Key
+from celery_hybrid.results.replies import Mailbox, Replies
+from celery_hybrid.results.store import Store
 
 __all__ = ["MemoryBackend", "clear"]
 

@@ -13,12 +13,13 @@ import pytest
 from celery import states
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
-from celery_hybrid import topology, urls
-from celery_hybrid.connection import Servers
 from celery_hybrid.errors import ResultStoreUnreachableError
 from celery_hybrid.names import partition_of
-from celery_hybrid.options import Options
-from celery_hybrid.records import RESULT, Record
+from celery_hybrid.rabbitmq import urls
+from celery_hybrid.rabbitmq.connection import Servers
+from celery_hybrid.rabbitmq.options import Options
+from celery_hybrid.rabbitmq.records import RESULT, Record
+from celery_hybrid.results import topology
 
 pytestmark = pytest.mark.integration
 
@@ -170,7 +171,7 @@ def test_expired_results_are_invisible(make_app):
 
 def test_a_stream_in_which_everything_is_expired(app, make_app):
     """Its last chunk lies before the time at which reading begins."""
-    import celery_hybrid.archive as module
+    import celery_hybrid.results.archive as module
 
     task_id = new_id()
     app.backend.store_result(task_id, 1, states.SUCCESS)

@@ -16,7 +16,7 @@ import amqp
 import pytest
 from click.testing import CliRunner
 
-from celery_hybrid.dead_letters import Letter
+from celery_hybrid.tasks.dead_letters import Letter
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -85,7 +85,7 @@ def app(results_url, broker_url):
     from dead_letter_tasks import app
 
     yield app
-    from celery_hybrid.store import _registry
+    from celery_hybrid.results.store import _registry
 
     for store in _registry.stores.pop(app, {}).values():
         store.close()
@@ -287,7 +287,9 @@ def tool(app, letters_url, tmp_path):
     return run
 
 
-KILLED = "import os; from celery_hybrid.dead_letters_cli import Box; Box.remove = lambda *_: os.kill(os.getpid(), 9);"
+KILLED = (
+    "import os; from celery_hybrid.tasks.dead_letters_cli import Box;Box.remove = lambda *_: os.kill(os.getpid(), 9);"
+)
 
 
 @pytest.mark.usefixtures("keeping_worker", "empty")

@@ -15,8 +15,8 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from celery_hybrid import recovery
-from celery_hybrid.records import RESULT, Record
+from celery_hybrid.rabbitmq.records import RESULT, Record
+from celery_hybrid.tasks import recovery
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -40,7 +40,7 @@ def app(results_url, broker_url):
     from recovery_tasks import app
 
     yield app
-    from celery_hybrid.store import _registry
+    from celery_hybrid.results.store import _registry
 
     for store in _registry.stores.pop(app, {}).values():
         store.close()

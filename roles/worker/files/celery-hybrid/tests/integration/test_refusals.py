@@ -10,7 +10,7 @@ import pytest
 from celery import states
 
 from celery_hybrid.errors import ResultStoreError
-from celery_hybrid.records import RESULT, Record
+from celery_hybrid.rabbitmq.records import RESULT, Record
 
 pytestmark = pytest.mark.integration
 

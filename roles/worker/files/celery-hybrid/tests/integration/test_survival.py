@@ -34,7 +34,7 @@ def app(results_url, broker_url):
     from dead_letter_tasks import app
 
     yield app
-    from celery_hybrid.store import _registry
+    from celery_hybrid.results.store import _registry
 
     for store in _registry.stores.pop(app, {}).values():
         store.close()

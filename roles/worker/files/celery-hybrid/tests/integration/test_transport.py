@@ -20,11 +20,11 @@ import pytest
 import redis
 from kombu import Exchange, Queue
 
-from celery_hybrid import transport
+from celery_hybrid.tasks import transport
 
 pytestmark = pytest.mark.integration
 
-KINDS = {"atomic": "celery_hybrid.transport:Transport", "stock": "kombu.transport.redis:Transport"}
+KINDS = {"atomic": "celery_hybrid.tasks.transport:Transport", "stock": "kombu.transport.redis:Transport"}
 
 
 class Broker:

@@ -8,8 +8,8 @@ import uuid
 import pytest
 from celery import states
 
-from celery_hybrid import archive as archive_module
 from celery_hybrid.names import partition_of
+from celery_hybrid.results import archive as archive_module
 
 pytestmark = pytest.mark.integration
 

@@ -13,9 +13,9 @@ from celery import Celery, group
 from celery.exceptions import BackendGetMetaError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
-from celery_hybrid.backend import AMQPBackend
 from celery_hybrid.errors import OptionError, ResultStoreUnreachableError
-from celery_hybrid.store import Store, store_of
+from celery_hybrid.results.backend import AMQPBackend
+from celery_hybrid.results.store import Store, store_of
 
 SECRET = "s3cr3t-w0rd"
 NOWHERE = f"amqp://me:{SECRET}@127.0.0.1:9/celery"
@@ -164,7 +164,7 @@ def test_tasks_are_sent_without_the_result_store_and_it_is_said_once(app, caplog
         for _ in range(3):
             add.delay(1, 1)
     assert time.monotonic() - begun < 3
-    said = [record.getMessage() for record in caplog.records if record.name == "celery_hybrid.receiver"]
+    said = [record.getMessage() for record in caplog.records if record.name == "celery_hybrid.rabbitmq.receiver"]
     assert len(said) == 1
     assert said[0].startswith("No results are pushed to this process now")
     assert SECRET not in caplog.text

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from celery_hybrid.chords import Chord
-from celery_hybrid.content import Meta
-from celery_hybrid.records import CHORD_GROWTH, CHORD_PART, CHORD_SHAPE, CHORD_SIZE, Record
+from celery_hybrid.rabbitmq.records import CHORD_GROWTH, CHORD_PART, CHORD_SHAPE, CHORD_SIZE, Record
+from celery_hybrid.results.chords import Chord
+from celery_hybrid.results.content import Meta
 
 
 def meta(record: Record) -> Meta:

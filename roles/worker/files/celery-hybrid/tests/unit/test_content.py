@@ -4,9 +4,9 @@ import logging
 
 import pytest
 
-from celery_hybrid.content import Codec, Refusals
 from celery_hybrid.errors import RecordRefusedError, ResultStoreUnreachableError
-from celery_hybrid.records import RESULT, Record
+from celery_hybrid.rabbitmq.records import RESULT, Record
+from celery_hybrid.results.content import Codec, Refusals
 
 JSON = {"application/json"}
 META = {"status": "SUCCESS", "result": {"a": [1, None, "ü"]}, "task_id": "id"}

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import gc
 
-from celery_hybrid.records import RESULT, Record
-from celery_hybrid.replies import SENT_LIMIT, Mailbox
+from celery_hybrid.rabbitmq.records import RESULT, Record
+from celery_hybrid.results.replies import SENT_LIMIT, Mailbox
 
 
 def result(task_id, status="SUCCESS", size=10):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from celery_hybrid import names
-from celery_hybrid.options import Options
+from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.verify import canary, results
 
 

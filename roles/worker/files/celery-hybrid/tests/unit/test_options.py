@@ -6,7 +6,7 @@ import pytest
 from celery.exceptions import ImproperlyConfigured
 
 from celery_hybrid.errors import OptionError
-from celery_hybrid.options import Options
+from celery_hybrid.rabbitmq.options import Options
 
 
 def test_defaults():

@@ -13,10 +13,10 @@ import pytest
 from celery import Celery
 
 from celery_hybrid.errors import OutboxError
-from celery_hybrid.outbox import FullError, Outbox
-from celery_hybrid.records import RESULT, Record
-from celery_hybrid.store import default_outbox
-from celery_hybrid.urls import parse
+from celery_hybrid.rabbitmq.records import RESULT, Record
+from celery_hybrid.rabbitmq.urls import parse
+from celery_hybrid.results.outbox import FullError, Outbox
+from celery_hybrid.results.store import default_outbox
 
 
 def record(name: str, body: bytes = b"{}") -> Record:

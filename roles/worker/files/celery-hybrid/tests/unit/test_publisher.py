@@ -7,13 +7,13 @@ from typing import Any
 import amqp
 import pytest
 
-from celery_hybrid import connection
-from celery_hybrid.confirms import ConfirmedChannel
-from celery_hybrid.connection import Link, translated
 from celery_hybrid.errors import ResultStoreStartingError, ResultStoreUnreachableError, TopologyError
-from celery_hybrid.options import Options
-from celery_hybrid.publisher import Publisher
-from celery_hybrid.records import RESULT, Record
+from celery_hybrid.rabbitmq import connection
+from celery_hybrid.rabbitmq.confirms import ConfirmedChannel
+from celery_hybrid.rabbitmq.connection import Link, translated
+from celery_hybrid.rabbitmq.options import Options
+from celery_hybrid.rabbitmq.publisher import Publisher
+from celery_hybrid.rabbitmq.records import RESULT, Record
 
 
 class Channel:

@@ -6,7 +6,7 @@ import amqp
 import pytest
 
 from celery_hybrid.names import partition_of
-from celery_hybrid.records import CHORD_PART, GROUP, RESULT, SEED, Record, outcome
+from celery_hybrid.rabbitmq.records import CHORD_PART, GROUP, RESULT, SEED, Record, outcome
 
 
 def result(status, body=b"{}", **fields):

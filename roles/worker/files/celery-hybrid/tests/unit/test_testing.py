@@ -18,7 +18,7 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from celery_hybrid import testing
 from celery_hybrid.errors import OptionError, ResultStoreError
-from celery_hybrid.records import RESULT, Record
+from celery_hybrid.rabbitmq.records import RESULT, Record
 from celery_hybrid.testing import MemoryBackend
 
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from celery_hybrid import urls
 from celery_hybrid.errors import OptionError
+from celery_hybrid.rabbitmq import urls
 
 SECRET = "s3cr3t"
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from celery_hybrid import relay as relay_module
-from celery_hybrid import writer as writer_module
 from celery_hybrid.errors import (
     OutboxError,
     RecordTooLargeError,
@@ -19,11 +17,13 @@ from celery_hybrid.errors import (
     ResultStoreUnreachableError,
     TopologyError,
 )
-from celery_hybrid.options import Options
-from celery_hybrid.outbox import Outbox
-from celery_hybrid.records import RESULT, Record
-from celery_hybrid.relay import CLOSED, OPEN, Relay
-from celery_hybrid.writer import Writer
+from celery_hybrid.rabbitmq.options import Options
+from celery_hybrid.rabbitmq.records import RESULT, Record
+from celery_hybrid.results import relay as relay_module
+from celery_hybrid.results import writer as writer_module
+from celery_hybrid.results.outbox import Outbox
+from celery_hybrid.results.relay import CLOSED, OPEN, Relay
+from celery_hybrid.results.writer import Writer
 
 
 class Publisher:

@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 
 from celery_hybrid.errors import OutboxError, RecordTooLargeError, ResultStoreError
-from celery_hybrid.outbox import Outbox, Waiting
-from celery_hybrid.publisher import Publisher
+from celery_hybrid.rabbitmq.publisher import Publisher
+from celery_hybrid.results.outbox import Outbox, Waiting
 
 logger = logging.getLogger(__name__)
 

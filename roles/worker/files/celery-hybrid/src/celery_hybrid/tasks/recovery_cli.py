@@ -15,11 +15,11 @@ from celery.bin.base import handle_preload_options
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from celery_hybrid import transport
 from celery_hybrid.errors import HybridError
-from celery_hybrid.outbox import Outbox
-from celery_hybrid.recovery import InHand, Tasks, held_by_workers, read
-from celery_hybrid.relay import Relay
+from celery_hybrid.results.outbox import Outbox
+from celery_hybrid.results.relay import Relay
+from celery_hybrid.tasks import transport
+from celery_hybrid.tasks.recovery import InHand, Tasks, held_by_workers, read
 
 _execute = click.option("--execute", is_flag=True, help="Do it; without this it is only said.")
 _timeout = click.option("-t", "--timeout", type=float, default=2.0, help="Seconds to wait for the workers.")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from celery import states
 
-from celery_hybrid.records import FORGET, GROUP, RESULT, Record
+from celery_hybrid.rabbitmq.records import FORGET, GROUP, RESULT, Record
 
 Key = tuple[str, str]
 

@@ -2,7 +2,8 @@
 
 kombu takes a message with BRPOP and writes it to ``unacked`` in a second step. Between the two the message is nowhere,
 and it is lost when the worker is killed, its host loses power, or the connection is half open. Here one script does
-both (:mod:`celery_hybrid.transport_scripts`), so that **a message is in its queue or in unacked at every instant**.
+both (:mod:`celery_hybrid.tasks.transport_scripts`), so that **a message is in its queue or in unacked at every
+instant**.
 
 A script cannot wait. Redis tells when to look: with ``CLIENT TRACKING`` the server remembers which keys a connection
 has read and pushes one message over the same connection (RESP3) when one of them changes
@@ -36,7 +37,7 @@ from kombu.utils.json import dumps, loads
 from kombu.utils.scheduling import priority_cycle, round_robin_cycle, sorted_cycle
 from redis.exceptions import NoScriptError, ResponseError
 
-from celery_hybrid.transport_scripts import MOVE, OVERDUE, TAKE
+from celery_hybrid.tasks.transport_scripts import MOVE, OVERDUE, TAKE
 
 logger = logging.getLogger(__name__)
 

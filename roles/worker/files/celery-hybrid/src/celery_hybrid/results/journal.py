@@ -14,10 +14,10 @@ import logging
 
 import amqp
 
-from celery_hybrid.confirms import ConfirmedChannel
 from celery_hybrid.names import JOURNAL_QUEUE, REPLAYED_EXCHANGE, RESULTS_EXCHANGE
-from celery_hybrid.options import Options
-from celery_hybrid.records import Record
+from celery_hybrid.rabbitmq.confirms import ConfirmedChannel
+from celery_hybrid.rabbitmq.options import Options
+from celery_hybrid.rabbitmq.records import Record
 
 logger = logging.getLogger(__name__)
 

@@ -26,10 +26,14 @@ import amqp
 import click
 from celery.bin.base import handle_preload_options
 
-from celery_hybrid import urls
-from celery_hybrid.confirms import ConfirmedChannel
-from celery_hybrid.connection import Servers, await_end, discard, farewell, translated
-from celery_hybrid.dead_letters import (
+from celery_hybrid.errors import HybridError, OptionError, ResultStoreError
+from celery_hybrid.files import sync_folder_of
+from celery_hybrid.names import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE
+from celery_hybrid.rabbitmq import urls
+from celery_hybrid.rabbitmq.confirms import ConfirmedChannel
+from celery_hybrid.rabbitmq.connection import Servers, await_end, discard, farewell, translated
+from celery_hybrid.rabbitmq.options import SETTING, Options
+from celery_hybrid.tasks.dead_letters import (
     LOST_HEADER,
     REASONS,
     REPLAYS_HEADER,
@@ -38,10 +42,6 @@ from celery_hybrid.dead_letters import (
     ReplayedError,
     send,
 )
-from celery_hybrid.errors import HybridError, OptionError, ResultStoreError
-from celery_hybrid.files import sync_folder_of
-from celery_hybrid.names import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE
-from celery_hybrid.options import SETTING, Options
 
 _SPAN = re.compile(r"(\d+)([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import amqp
 
-from celery_hybrid.connection import Servers, await_end, discard, farewell, translated
 from celery_hybrid.errors import ResultStoreError, ResultStoreUnreachableError
-from celery_hybrid.options import Options
+from celery_hybrid.rabbitmq.connection import Servers, await_end, discard, farewell, translated
+from celery_hybrid.rabbitmq.options import Options
 
 logger = logging.getLogger(__name__)
 

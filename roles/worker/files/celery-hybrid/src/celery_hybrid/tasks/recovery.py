@@ -26,7 +26,7 @@ from kombu.utils.json import loads
 
 from celery_hybrid.errors import HybridError, OptionError
 from celery_hybrid.files import sync_folder_of
-from celery_hybrid.transport import Channel
+from celery_hybrid.tasks.transport import Channel
 
 #: Hash in Redis: purges that have begun and not ended, by queue.
 PURGES = "celery.purges"

@@ -25,7 +25,7 @@ from kombu.utils.json import dumps
 
 from celery_hybrid.errors import HybridError, OptionError
 from celery_hybrid.names import TASK_KEY_PREFIX
-from celery_hybrid.records import DEAD_LETTER, Record
+from celery_hybrid.rabbitmq.records import DEAD_LETTER, Record
 
 logger = logging.getLogger(__name__)
 
@@ -297,7 +297,7 @@ class DeadLetters:
         store = getattr(app.backend, "store", None)
         if not hasattr(store, "keep"):
             raise OptionError(
-                "worker_consumer: celery_hybrid.consumer brings dead letters to RabbitMQ, so it needs "
+                "worker_consumer: celery_hybrid.tasks.consumer brings dead letters to RabbitMQ, so it needs "
                 "result_backend = 'amqp://…' of celery-hybrid. Set it, or leave worker_consumer alone."
             )
         self._app = app

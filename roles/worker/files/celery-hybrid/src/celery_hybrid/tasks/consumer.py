@@ -7,8 +7,8 @@ What it adds to Celery's own:
   not running yet (ETA, prefetched) goes back to its queue as soon as Redis answers.
 * While a task is in hand its claim in Redis is renewed, so the visibility timeout only has to be longer than an outage,
   not than the longest task or ETA. It starts to count when the worker dies.
-* Every message that Celery would log and delete is put away first, see :mod:`celery_hybrid.dead_letters`; one that
-  would make the worker exit, too.
+* Every message that Celery would log and delete is put away first, see
+  :mod:`celery_hybrid.tasks.dead_letters`; one that would make the worker exit, too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from celery.worker.consumer import consumer as base
 from kombu.exceptions import ContentDisallowed
 from kombu.transport import virtual
 
-from celery_hybrid.dead_letters import (
+from celery_hybrid.tasks.dead_letters import (
     ETA,
     MALFORMED,
     REFUSED,
@@ -41,7 +41,7 @@ from celery_hybrid.dead_letters import (
     Letter,
     send,
 )
-from celery_hybrid.request import Request
+from celery_hybrid.tasks.request import Request
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Keeper(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 class Consumer(base.Consumer):  # type: ignore[misc]
-    """``worker_consumer = 'celery_hybrid.consumer:Consumer'``.
+    """``worker_consumer = 'celery_hybrid.tasks.consumer:Consumer'``.
 
     Raises:
         OptionError: ``worker_dead_letters`` is wrong, or results are not in RabbitMQ.
@@ -118,7 +118,7 @@ class Consumer(base.Consumer):  # type: ignore[misc]
         conn = self.connection_for_read(heartbeat=self.amqheartbeat)
         if self._held and hasattr(conn.default_channel, "unacked_index_key"):
             _renew(conn.default_channel, list(self._held))
-        if hasattr(conn.transport, "on_undecodable"):  # celery_hybrid.transport
+        if hasattr(conn.transport, "on_undecodable"):  # celery_hybrid.tasks.transport
             conn.transport.on_undecodable = self.on_undecodable
         if self.hub:
             conn.transport.register_with_event_loop(conn.connection, self.hub)

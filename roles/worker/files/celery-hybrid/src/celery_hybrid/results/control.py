@@ -13,7 +13,7 @@ from celery.worker.control import inspect_command
 # At the terminal 'celery control' and 'celery inspect' know what is imported here.
 from celery_hybrid import log_level as _log_level  # noqa: F401
 from celery_hybrid.diagnose import pools as _pools  # noqa: F401
-from celery_hybrid.store import stores_of
+from celery_hybrid.results.store import stores_of
 
 
 @inspect_command(name="result_store")  # type: ignore[untyped-decorator]

@@ -13,7 +13,7 @@ from typing import Any
 
 import amqp
 
-from celery_hybrid.records import FORGET, FORGETS_HEADER, RESULT, Record
+from celery_hybrid.rabbitmq.records import FORGET, FORGETS_HEADER, RESULT, Record
 
 _READ_AHEAD = 256 * 1024
 

@@ -17,14 +17,14 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import GroupResult, result_from_tuple
 from celery.utils.functional import _regen
 
-from celery_hybrid.content import Codec, Meta
 from celery_hybrid.errors import RecordRefusedError, ResultStoreError, ResultStoreUnreachableError
-from celery_hybrid.options import SETTING, Options
 from celery_hybrid.processes import is_pool_child
-from celery_hybrid.records import CHORD_GROWTH, CHORD_PART, CHORD_SHAPE, CHORD_SIZE, GROUP, RESULT, Record
-from celery_hybrid.store import Store, on_fork, store_of
-from celery_hybrid.urls import masked
-from celery_hybrid.waiting import SHORTEST_LOOK, ResultConsumer
+from celery_hybrid.rabbitmq.options import SETTING, Options
+from celery_hybrid.rabbitmq.records import CHORD_GROWTH, CHORD_PART, CHORD_SHAPE, CHORD_SIZE, GROUP, RESULT, Record
+from celery_hybrid.rabbitmq.urls import masked
+from celery_hybrid.results.content import Codec, Meta
+from celery_hybrid.results.store import Store, on_fork, store_of
+from celery_hybrid.results.waiting import SHORTEST_LOOK, ResultConsumer
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from typing import Protocol
 
 import amqp
 
-from celery_hybrid.connection import Servers
 from celery_hybrid.names import RESULTS_EXCHANGE, reply_queue
-from celery_hybrid.options import Options
-from celery_hybrid.receiver import Receiver
-from celery_hybrid.records import RESULT, Record, outcome
+from celery_hybrid.rabbitmq.connection import Servers
+from celery_hybrid.rabbitmq.options import Options
+from celery_hybrid.rabbitmq.receiver import Receiver
+from celery_hybrid.rabbitmq.records import RESULT, Record, outcome
 
 REPLIES = "replies"
 

@@ -28,9 +28,9 @@ from celery_hybrid.errors import (
     ResultStoreUnreachableError,
     TopologyError,
 )
-from celery_hybrid.options import Options
-from celery_hybrid.urls import Server
-from celery_hybrid.wire import Connection
+from celery_hybrid.rabbitmq.options import Options
+from celery_hybrid.rabbitmq.urls import Server
+from celery_hybrid.rabbitmq.wire import Connection
 
 logger = logging.getLogger(__name__)
 

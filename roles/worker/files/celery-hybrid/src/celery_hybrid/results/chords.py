@@ -25,14 +25,14 @@ from celery.exceptions import ChordError
 from celery.result import allow_join_result, result_from_tuple
 from kombu.exceptions import OperationalError
 
-from celery_hybrid.connection import Servers
-from celery_hybrid.content import Meta
 from celery_hybrid.errors import RecordRefusedError, ResultStoreError
-from celery_hybrid.journal import replay
 from celery_hybrid.names import CHORDS_QUEUE
-from celery_hybrid.options import Options
-from celery_hybrid.receiver import Receiver
-from celery_hybrid.records import CHORD_GROWTH, CHORD_PART, CHORD_SHAPE, CHORD_SIZE, Record
+from celery_hybrid.rabbitmq.connection import Servers
+from celery_hybrid.rabbitmq.options import Options
+from celery_hybrid.rabbitmq.receiver import Receiver
+from celery_hybrid.rabbitmq.records import CHORD_GROWTH, CHORD_PART, CHORD_SHAPE, CHORD_SIZE, Record
+from celery_hybrid.results.content import Meta
+from celery_hybrid.results.journal import replay
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from celery.exceptions import BackendGetMetaError
 from kombu.utils.compat import detect_environment
 
 from celery_hybrid.errors import ResultStoreUnreachableError
-from celery_hybrid.records import Record
+from celery_hybrid.rabbitmq.records import Record
 
 if TYPE_CHECKING:
-    from celery_hybrid.backend import AMQPBackend
+    from celery_hybrid.results.backend import AMQPBackend
 
 logger = logging.getLogger(__name__)
 

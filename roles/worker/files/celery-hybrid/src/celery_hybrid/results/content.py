@@ -16,7 +16,7 @@ from kombu.serialization import dumps, loads
 
 from celery_hybrid.errors import RecordRefusedError, ResultStoreError
 from celery_hybrid.names import REFUSED_RESULT_KEY
-from celery_hybrid.records import GROUP, RESULT, Record
+from celery_hybrid.rabbitmq.records import GROUP, RESULT, Record
 
 logger = logging.getLogger(__name__)
 

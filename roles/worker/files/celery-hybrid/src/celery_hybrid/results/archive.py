@@ -26,14 +26,14 @@ from typing import Any, TypeVar
 
 import amqp
 
-from celery_hybrid.connection import Link, Servers, translated
 from celery_hybrid.errors import ResultStoreError, ResultStoreUnreachableError
-from celery_hybrid.index import At, Index, Key, Places, place
 from celery_hybrid.names import RESULTS_EXCHANGE, archive_stream, partition_of
-from celery_hybrid.options import Options
 from celery_hybrid.processes import runs_tasks
-from celery_hybrid.records import FORGET, GROUP, RESULT, SEED, Record, outcome
-from celery_hybrid.wire import Delivery, Wire
+from celery_hybrid.rabbitmq.connection import Link, Servers, translated
+from celery_hybrid.rabbitmq.options import Options
+from celery_hybrid.rabbitmq.records import FORGET, GROUP, RESULT, SEED, Record, outcome
+from celery_hybrid.rabbitmq.wire import Delivery, Wire
+from celery_hybrid.results.index import At, Index, Key, Places, place
 
 T = TypeVar("T")
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import amqp
 
-from celery_hybrid.confirms import ConfirmedChannel
-from celery_hybrid.connection import HOW_TO_DECLARE, translated
 from celery_hybrid.errors import TopologyError
 from celery_hybrid.names import (
     CHORDS_QUEUE,
@@ -22,8 +20,10 @@ from celery_hybrid.names import (
     SEGMENT_BYTES,
     archive_stream,
 )
-from celery_hybrid.options import SETTING, Options
-from celery_hybrid.records import SEED, Record
+from celery_hybrid.rabbitmq.confirms import ConfirmedChannel
+from celery_hybrid.rabbitmq.connection import HOW_TO_DECLARE, translated
+from celery_hybrid.rabbitmq.options import SETTING, Options
+from celery_hybrid.rabbitmq.records import SEED, Record
 
 #: The kernel writes what is older than half a minute (vm.dirty_expire_centisecs, 30 s by default).
 JOURNAL_SECONDS = 300

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import amqp
 from celery import states
 
-from celery_hybrid.confirms import ConfirmedChannel
-from celery_hybrid.connection import Link, Servers, translated
 from celery_hybrid.errors import ResultStoreUnreachableError, TopologyError
 from celery_hybrid.names import letters_exchange
-from celery_hybrid.options import Options
-from celery_hybrid.records import Record
+from celery_hybrid.rabbitmq.confirms import ConfirmedChannel
+from celery_hybrid.rabbitmq.connection import Link, Servers, translated
+from celery_hybrid.rabbitmq.options import Options
+from celery_hybrid.rabbitmq.records import Record
 
 #: Seconds that an attempt gets although the time is over.
 _SHORTEST = 0.05

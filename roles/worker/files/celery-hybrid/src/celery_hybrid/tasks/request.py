@@ -16,10 +16,10 @@ from celery.exceptions import Ignore, Reject, Retry, Terminated, TimeLimitExceed
 from celery.worker import request as base
 from celery.worker import state
 
-from celery_hybrid.dead_letters import ETA, FAILED, LOST, LOST_HEADER, REJECTED, REVOKED, TIME_LIMIT
+from celery_hybrid.tasks.dead_letters import ETA, FAILED, LOST, LOST_HEADER, REJECTED, REVOKED, TIME_LIMIT
 
 if TYPE_CHECKING:
-    from celery_hybrid.consumer import Consumer
+    from celery_hybrid.tasks.consumer import Consumer
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 class Request(base.Request):  # type: ignore[misc]
     """Celery's request, which lets nothing go that is not kept elsewhere."""
 
-    #: Of the worker; :meth:`celery_hybrid.consumer.Consumer.update_strategies` makes a class for each.
+    #: Of the worker; :meth:`celery_hybrid.tasks.consumer.Consumer.update_strategies` makes a class for each.
     keeper: ClassVar[Consumer | None] = None
     acknowledged: bool = False
     #: Kept as a dead letter, sent again, or left in Redis: there is nothing more to decide.

@@ -21,20 +21,21 @@ from celery import signals
 from celery._state import get_current_task, task_join_will_block
 from kombu.common import oid_from
 
-from celery_hybrid import topology, urls
-from celery_hybrid.archive import Archive
-from celery_hybrid.chords import ChordKeeper
-from celery_hybrid.connection import HEARTBEATS, Servers
-from celery_hybrid.content import Refusals
 from celery_hybrid.errors import OutboxError, RecordTooLargeError
-from celery_hybrid.options import Options
-from celery_hybrid.outbox import Outbox
 from celery_hybrid.processes import is_pool_child, runs_tasks
-from celery_hybrid.publisher import Publisher
-from celery_hybrid.records import Record
-from celery_hybrid.relay import Relay
-from celery_hybrid.replies import Mailbox, Replies
-from celery_hybrid.writer import Writer
+from celery_hybrid.rabbitmq import urls
+from celery_hybrid.rabbitmq.connection import HEARTBEATS, Servers
+from celery_hybrid.rabbitmq.options import Options
+from celery_hybrid.rabbitmq.publisher import Publisher
+from celery_hybrid.rabbitmq.records import Record
+from celery_hybrid.results import topology
+from celery_hybrid.results.archive import Archive
+from celery_hybrid.results.chords import ChordKeeper
+from celery_hybrid.results.content import Refusals
+from celery_hybrid.results.outbox import Outbox
+from celery_hybrid.results.relay import Relay
+from celery_hybrid.results.replies import Mailbox, Replies
+from celery_hybrid.results.writer import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -331,7 +332,7 @@ class _Registry:
 
     def serve(self, sender: Any = None, **_: Any) -> None:
         # Adds 'inspect result_store' and others; only workers need them, and it imports much.
-        importlib.import_module("celery_hybrid.control")
+        importlib.import_module("celery_hybrid.results.control")
         for store in stores_of(sender.app):
             store.serve()
 
