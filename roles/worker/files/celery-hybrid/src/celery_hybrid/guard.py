@@ -25,7 +25,8 @@ What it cannot guarantee, and nobody can from this side alone:
   takes over and acts again. Hence the outside world must know the key as well: hand it on as the idempotency key.
 * ``lease`` must be longer than a run can last (the task's hard time limit). A run that outlives its lease may meet a
   second one; it notices when it wants to record, and says so with :exc:`LostClaimError`.
-* Redis with ``appendfsync everysec`` may lose its last second in a power failure, and a claim with it.
+* Redis with ``appendfsync everysec`` may lose its last second in a power failure, and its last two when it is killed
+  while its disk is busy; a claim with it. ``appendfsync always`` loses none.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from typing import Any, Protocol
 from celery_hybrid.errors import HybridError
 
 _CLAIM = "claim:"
+# Between an outcome in JSON and the claim it was recorded with.
+_OF = "\n"
 
 # A transaction each; all but the first compare the claim: only the run that holds it may settle it.
 _BEGIN = """
@@ -179,9 +182,12 @@ class Guard:
         if found is None:
             return claim
         text, seconds = found
+        if text == claim.token:
+            # The client of Redis has asked again, because the answer to its first question was lost.
+            return claim
         if text.startswith(_CLAIM):
             raise BeingDoneError(key, seconds)
-        return json.loads(text)
+        return json.loads(text.partition(_OF)[0])
 
     def record(self, claim: Claim, outcome: Any) -> None:
         """Record the outcome; from now on every run returns it.
@@ -189,7 +195,9 @@ class Guard:
         Raises:
             LostClaimError: the claim had run out, so another run may have done the work as well.
         """
-        if not self._records.replace(self._prefix + claim.key, claim.token, json.dumps(outcome), self._keep):
+        name, receipt = self._prefix + claim.key, f"{json.dumps(outcome)}{_OF}{claim.token}"
+        # The second time for a client of Redis that has asked again: then it is our own receipt that stands there.
+        if not any(self._records.replace(name, text, receipt, self._keep) for text in (claim.token, receipt)):
             raise LostClaimError(
                 f"The claim on {claim.key} ran out after {self._lease} s, before the work was done: "
                 "make the lease longer than the task's time limit."

@@ -26,6 +26,18 @@ class Table(dict):
         return self.get(name) == text and bool(self.pop(name))
 
 
+class Forgetful(Table):
+    """Loses each answer, and is asked again, as Redis by its client."""
+
+    def begin(self, *question):
+        super().begin(*question)
+        return super().begin(*question)
+
+    def replace(self, *question):
+        super().replace(*question)
+        return super().replace(*question)
+
+
 @pytest.fixture
 def table():
     return Table()
@@ -40,6 +52,15 @@ def test_once(guard):
     ran = []
     assert [guard.once("a", lambda: ran.append(1) or {"n": len(ran)}) for _ in range(3)] == [{"n": 1}] * 3
     assert ran == [1]
+
+
+def test_an_answer_that_was_lost():
+    guard = Guard(Forgetful(), lease=5, keep=60)
+    claim = guard.claim("a")
+    guard.record(claim, "done")
+    assert guard.claim("a") == "done"
+    with pytest.raises(LostClaimError):
+        guard.record(Claim("a", "claim:other"), "done")
 
 
 def test_not_twice_at_once(guard):
