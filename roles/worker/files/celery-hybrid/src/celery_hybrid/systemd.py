@@ -121,6 +121,11 @@ def _copied(requests: Any) -> set[Any]:
             return set(requests)
 
 
+def _attempt(consumer: Any) -> int:
+    # Celery 5.5 does not count; this package's consumer does.
+    return getattr(consumer, "broker_connection_retry_attempt", 0)
+
+
 class WorkerHealth:
     """What a worker's main process does, and whether it goes on.
 
@@ -149,7 +154,7 @@ class WorkerHealth:
         running = len(worker_state.active_requests)
         # Celery 5.7 knows them.
         scheduled = len(getattr(worker_state, "scheduled_requests", ()))
-        attempt = consumer.broker_connection_retry_attempt
+        attempt = _attempt(consumer)
         words = [f"the broker is away, attempt {attempt}" if attempt else "consuming", f"{running} tasks run"]
         if scheduled:
             words.append(f"{scheduled} wait for their time")
@@ -166,7 +171,7 @@ class WorkerHealth:
 
     def _loop_problem(self) -> str:
         consumer = self._consumer
-        idle = self._loop.idle((self._rounds, consumer.restart_count, consumer.broker_connection_retry_attempt))
+        idle = self._loop.idle((self._rounds, consumer.restart_count, _attempt(consumer)))
         # The solo pool runs tasks in the loop.
         busy = worker_state.active_requests and type(consumer.pool).__module__ == "celery.concurrency.solo"
         if busy or idle < self._patience:

@@ -84,6 +84,8 @@ class Consumer(base.Consumer):  # type: ignore[misc]
 
     pool: Any = None
     initial_prefetch_count: int
+    #: Celery 5.5 does not count them, and the watchdog looks whether they go on.
+    broker_connection_retry_attempt = 0
 
     class Blueprint(base.Consumer.Blueprint):  # type: ignore[misc]
         """Celery's, and the keeper."""
@@ -107,11 +109,22 @@ class Consumer(base.Consumer):  # type: ignore[misc]
         """Connect, for ever if need be, and notice when the other end is gone."""
         if conn.transport.driver_type == "redis":
             conn.transport_options = {**_OPTIONS, **(conn.transport_options or {})}
-        conn.ensure_connection = partial(conn.ensure_connection, interval_max=_LONGEST_PAUSE)
+        connect = conn.ensure_connection
+
+        def ensure_connection(errback: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            def failed(exc: BaseException, interval: float) -> None:
+                attempt = self.broker_connection_retry_attempt + (interval > 0)
+                errback(exc, interval)
+                self.broker_connection_retry_attempt = attempt
+
+            return connect(failed, *args, interval_max=_LONGEST_PAUSE, **kwargs)
+
+        conn.ensure_connection = ensure_connection
         try:
             return super().ensure_connected(conn)
         finally:
             del conn.ensure_connection
+            self.broker_connection_retry_attempt = 0
 
     def connect(self) -> Any:
         """Connect; renew the claims before Redis is searched for those that have run out, which comes first."""
