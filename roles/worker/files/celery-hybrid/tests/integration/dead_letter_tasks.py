@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -26,6 +27,7 @@ app = make_app(
         "socket_timeout": 5,
         "socket_connect_timeout": 5,
         "deadletter_queue": f"{os.environ['CELERY_HYBRID_TEST_QUEUE']}.undeliverable",
+        **json.loads(os.environ.get("CELERY_HYBRID_TEST_BROKER_OPTIONS", "{}")),
     },
 )
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
 
 from celery import Celery, group
 
-OPTIONS = {"partitions": int(os.environ.get("CELERY_HYBRID_TEST_PARTITIONS", "16"))}
+OPTIONS = {
+    "partitions": int(os.environ.get("CELERY_HYBRID_TEST_PARTITIONS", "16")),
+    **json.loads(os.environ.get("CELERY_HYBRID_TEST_OPTIONS", "{}")),
+}
 
 
 def make_app(**settings):

@@ -417,3 +417,37 @@ def test_rabbitmq_is_away(app, box, keeping_worker, shell, tmp_path):
     assert {letter.task_id for letter in letters} == {each.id for each in sent}
     assert {letter.reason for letter in letters} == {"failed"}
     again.connection.close()
+
+
+def test_there_is_no_room_for_letters(app, box, worker_class, shell, tmp_path, monkeypatch):
+    """What neither RabbitMQ nor the full outbox takes stays in Redis, loudly; it comes when there is room again."""
+    monkeypatch.setenv("CELERY_HYBRID_TEST_QUEUE", f"letters-{uuid.uuid4().hex[:8]}")
+    monkeypatch.setenv("CELERY_HYBRID_TEST_BROKER_OPTIONS", '{"visibility_timeout": 8}')
+    options = {"outbox": str(tmp_path / "outbox"), "outbox_max_records": 2}
+    monkeypatch.setenv("CELERY_HYBRID_TEST_OPTIONS", json.dumps(options))
+    worker = worker_class("prefork", tmp_path / "log", "-c", "1", app="dead_letter_tasks")
+    queue = os.environ["CELERY_HYBRID_TEST_QUEUE"]
+    try:
+        worker.wait_ready()
+        shell("systemctl stop rabbitmq-server")
+        try:
+            for number in range(5):
+                headers = {"id": f"no-room-{number}", "task": "letters.work"}
+                with app.connection_for_write() as connection:
+                    connection.Producer(auto_declare=False).publish(
+                        b"[broken", exchange="", routing_key=queue, headers=headers, content_type="application/json"
+                    )
+            wait_until(lambda: worker.log.read_text().count("has to stay in Redis") >= 3)
+            assert redis_of(app).llen(queue) == 0
+            assert redis_of(app).hlen("unacked") == 3
+        finally:
+            shell("systemctl start rabbitmq-server")
+            shell.ctl("await_startup")
+        again = Box(box.url)
+        assert {again.take(40).task_id for _ in range(5)} == {f"no-room-{number}" for number in range(5)}
+        again.connection.close()
+        wait_until(lambda: settled(app))
+        app.send_task("letters.work", (str(tmp_path / "ran"),), queue=queue)
+        wait_until((tmp_path / "ran").exists)
+    finally:
+        worker.stop()

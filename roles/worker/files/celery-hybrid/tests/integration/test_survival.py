@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import os
 import time
-import uuid
 
 import pytest
 import redis
+from runs import AGAIN, LOAD, each_pool, end, wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
-
-#: A worker shall consume again within this time.
-AGAIN = 30
-LOAD = 15  # of a busy machine, on top
 
 
 def needed(name):
     if name not in os.environ:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"{name} is not set")
     return os.environ[name]
-
-
-def wait_until(condition, seconds):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -40,43 +29,10 @@ def app(results_url, broker_url):
         store.close()
 
 
-POOLS = ("prefork", "threads", "gevent")
-
-
-class Run:
-    """A worker on a queue of its own, and a task that runs all the time."""
-
-    def __init__(self, app, worker, queue, path):
-        self.app, self.worker, self.queue, self.path = app, worker, queue, path
-        path.mkdir()
-        self.running = self.send("letters.wait", "running", str(path / "go"), 100)
-        wait_until((path / "running").exists, 20)
-
-    def send(self, task, name, *args, **options):
-        return self.app.tasks[task].apply_async((str(self.path / name), *args), queue=self.queue, **options)
-
-    def ran_once(self, *names):
-        for name in names:
-            assert (self.path / name).read_text() == "ran\n", self.worker.log.read_text()
-
-
 @pytest.fixture
 def runs(app, worker_class, tmp_path, monkeypatch):
-    workers = {}
-    for pool in POOLS:
-        queue = f"survival-{pool}-{uuid.uuid4().hex[:8]}"
-        monkeypatch.setenv("CELERY_HYBRID_TEST_QUEUE", queue)
-        log = tmp_path / f"{pool}.log"
-        workers[queue] = worker_class(pool, log, "-c", "2", "-Q", queue, app="dead_letter_tasks")
-    try:
-        for worker in workers.values():
-            worker.wait_ready()
-        yield [Run(app, worker, queue, tmp_path / queue) for queue, worker in workers.items()]
-    finally:
-        for worker in workers.values():
-            worker.process.terminate()
-        for worker in workers.values():
-            worker.stop()
+    with each_pool(app, worker_class, tmp_path, monkeypatch) as runs:
+        yield runs
 
 
 def restart(shell, app):
@@ -86,10 +42,6 @@ def restart(shell, app):
 
 def kill(shell, app):
     shell("sleep 1.5; systemctl kill -s KILL redis-server; sleep 2; systemctl start redis-server")
-
-
-def stop(shell, app):
-    shell("sleep 1.5; systemctl stop redis-server; sleep 12; systemctl start redis-server")
 
 
 def kill_connections(shell, app):
@@ -116,16 +68,9 @@ def test_each_task_runs_once(app, runs, shell):
         for result in later:
             result.get(timeout=30)
         for run in runs:
-            assert run.worker.process.poll() is None, run.worker.log.read_text()
-            run.ran_once("running", f"later-{number}", f"next-{number}")
+            run.each_ran_once()
     for run in runs:
         # A server that only stops for a while may have answered the second question.
         assert run.worker.log.read_text().count("Connected again: ") >= 3
     wait_until(lambda: time.monotonic() - begun > 25, 30)
-    for run in runs:
-        (run.path / "go").touch()
-    for run in runs:
-        run.running.get(timeout=30)
-        run.ran_once("running")
-    server = app.connection_for_write().default_channel.client
-    wait_until(lambda: not server.hlen("unacked") and not any(server.llen(run.queue) for run in runs), 10)
+    end(app, runs)
