@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 STATE = ROOT / ".cache" / "hosts"
 INVENTORY = ROOT / "molecule" / "inventory" / "diagnose.yml"
-SERVERS, WORKER = "10.213.47.11", "10.213.47.12"
+ADDRESSES = {"servers": "10.213.47.11", "worker": "10.213.47.12"}
 # What the scripts of the tests may use; the first line of their standard input is the password of Redis' administrator.
 PRELUDE = """
 read -r REDISCLI_AUTH; export REDISCLI_AUTH
@@ -40,10 +40,10 @@ def secrets() -> dict[str, str]:
 def shell(secrets: dict[str, str]) -> Callable[[str, str], str]:
     """Run a script as root on a host; it must succeed."""
 
-    def run(address: str, script: str) -> str:
+    def run(host: str, script: str) -> str:
         remote = "sudo bash -euc " + shlex.quote(PRELUDE + script)
         done = subprocess.run(
-            ["ssh", "-F", str(STATE / "ssh_config"), address, remote],
+            ["ssh", "-F", str(STATE / "ssh_config"), ADDRESSES[host], remote],
             input=secrets["redis_admin"] + "\n",
             text=True,
             capture_output=True,

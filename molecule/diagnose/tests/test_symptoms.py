@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SERVERS, WORKER
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Trouble:
 
     Attributes:
         finding: the id by which it must be recognised.
-        host: where it is made.
+        host: where it is made: servers or worker.
         make: a script that makes it, and returns when it is there.
         mend: a script that takes it away.
         words: what the finding must name.
@@ -58,7 +57,7 @@ control --destination default@worker1 add_consumer celery
 TOGETHER = [
     Trouble(
         "rabbitmq.alarm",
-        SERVERS,
+        "servers",
         # Its statistics are some seconds old.
         "rabbitmqctl -q set_vm_memory_high_watermark absolute 20MB; sleep 8",
         "rabbitmqctl -q set_vm_memory_high_watermark absolute 2GB",
@@ -67,16 +66,18 @@ TOGETHER = [
     ),
     Trouble(
         "results.never_expire",
-        SERVERS,
+        "servers",
         "rabbitmqctl -q clear_policy -p celery celery.results",
         'rabbitmqctl -q set_policy -p celery --apply-to queues celery.results "^celery\\.results\\.\\d+$" '
         '\'{"max-age":"86400s"}\'',
         ("16 of 16",),
     ),
-    Trouble("results.in_redis", SERVERS, "admin SET celery-task-meta-1 x", "admin DEL celery-task-meta-1", ("1 keys",)),
+    Trouble(
+        "results.in_redis", "servers", "admin SET celery-task-meta-1 x", "admin DEL celery-task-meta-1", ("1 keys",)
+    ),
     Trouble(
         "redis.memory",
-        SERVERS,
+        "servers",
         "admin CONFIG SET maxmemory 0; admin SETRANGE filler 60000000 x; "
         "used=$(admin INFO memory | sed -n 's/^used_memory:\\([0-9]*\\).*/\\1/p'); "
         # Making the filler is slow.
@@ -86,7 +87,7 @@ TOGETHER = [
     ),
     Trouble(
         "queue.no_consumer",
-        WORKER,
+        "worker",
         "python \"app.send_task('troubles.sleep', [0], queue='orphans', serializer='pickle')\"",
         "python \"app.connection_for_write().default_channel.client.delete('orphans')\"",
         ("orphans", "1 messages"),
@@ -95,7 +96,7 @@ TOGETHER = [
     ),
     Trouble(
         "prefetch.starvation",
-        WORKER,
+        "worker",
         STARVED,
         f"systemctl kill --signal=KILL --kill-whom=all greedy; {FORGET}",
         ("greedy@worker1", "default@worker1"),
@@ -103,7 +104,7 @@ TOGETHER = [
     ),
     Trouble(
         "unacked.stuck",
-        WORKER,
+        "worker",
         "python \"app.send_task('troubles.sleep', [600], queue='slow', task_id='stuck-on-purpose')\"; sleep 3; "
         "systemctl kill --signal=KILL --kill-whom=all celery-worker@slow; sleep 1; "
         "for _ in $(seq 60); do systemctl is-active -q celery-worker@slow && break; sleep 0.5; done; sleep 5",
@@ -116,7 +117,7 @@ TOGETHER = [
 HANGING = [
     Trouble(
         "worker.hangs",
-        WORKER,
+        "worker",
         # As after a connection that was lost without a word: it stands still, and Redis has no connection of it.
         "systemctl kill --signal=STOP --kill-whom=main celery-worker@default",
         "systemctl kill --signal=CONT --kill-whom=main celery-worker@default",
@@ -124,7 +125,7 @@ HANGING = [
     ),
     Trouble(
         "pool.exhausted",
-        WORKER,
+        "worker",
         "python \"app.send_task('troubles.hold', [60], queue='slow')\"; sleep 4",
         # Until it has ended.
         'python "import time; c = app.connection_for_write().default_channel.client; '
@@ -135,20 +136,20 @@ HANGING = [
 
 DOWN = [
     Trouble(
-        "redis.down", SERVERS, "systemctl stop redis-server", "systemctl start redis-server", ("servers1", "inactive")
+        "redis.down", "servers", "systemctl stop redis-server", "systemctl start redis-server", ("servers1", "inactive")
     ),
-    Trouble("redis.unreachable", WORKER, "true", "true", ("worker1",)),
+    Trouble("redis.unreachable", "worker", "true", "true", ("worker1",)),
     Trouble(
-        "rabbitmq.down", SERVERS, "systemctl stop rabbitmq-server", "systemctl start rabbitmq-server", ("servers1",)
+        "rabbitmq.down", "servers", "systemctl stop rabbitmq-server", "systemctl start rabbitmq-server", ("servers1",)
     ),
     Trouble(
         "worker.down",
-        WORKER,
+        "worker",
         "systemctl stop celery-worker@slow",
         "systemctl start celery-worker@slow",
         ("slow@worker1", "inactive"),
     ),
-    Trouble("host.unreachable", WORKER, "true", "true", ("ghost",)),
+    Trouble("host.unreachable", "worker", "true", "true", ("ghost",)),
 ]
 
 GHOST = "all: {children: {worker: {hosts: {ghost: {ansible_host: 10.213.47.99}}}}}\n"
@@ -224,5 +225,5 @@ def test_symptoms_are_recognised(troubles: list[Trouble], diagnose: Any, shell: 
 
 def test_what_was_mended_is_found_no_more(diagnose: Any, shell: Any) -> None:
     # Restarts are told for an hour.
-    shell(WORKER, "systemctl restart 'celery-worker@*'")
+    shell("worker", "systemctl restart 'celery-worker@*'")
     wait_until_clean(diagnose)
