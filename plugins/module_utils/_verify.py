@@ -63,7 +63,8 @@ class Outcome:
     """The checks of one host."""
 
     checks: list[dict[str, Any]] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
+    #: With the reason; that of those which somebody asked to leave out is empty.
+    skipped: dict[str, str] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -115,7 +116,10 @@ class Outcome:
             f"  {check['actual']}".rstrip()
             for check in self.checks
         ]
-        lines += [f"{'-':<6}  {name:<{width}}  {'':>8}     left out" for name in self.skipped]
+        lines += [
+            f"{'-':<6}  {name:<{width}}  {'':>8}     left out{f': {why}' if why else ''}"
+            for name, why in self.skipped.items()
+        ]
         summary = self.summary()
         lines.append(f"{summary['passed']} of {summary['checks']} checks passed")
         return "\n".join(lines)
@@ -181,6 +185,7 @@ def request_of(params: Mapping[str, Any]) -> dict[str, Any]:
         "expected",
         "broker_facts",
         "results_facts",
+        "letters",
         "skip",
         "connect_timeout",
         "inspect_timeout",
@@ -274,11 +279,11 @@ def run(
     )
 
 
-def parse_answer(text: str) -> tuple[list[dict[str, Any]], list[str], bool]:
+def parse_answer(text: str) -> tuple[list[dict[str, Any]], dict[str, str], bool]:
     """What the verifier printed: a line of JSON for each check, then one for the end.
 
     Returns:
-        The checks, the names of those that were left out, and whether it came to its end.
+        The checks, those that were left out with the reason, and whether it came to its end.
 
     Raises:
         RunError: it is not of the form that this module reads.
@@ -295,12 +300,12 @@ def parse_answer(text: str) -> tuple[list[dict[str, Any]], list[str], bool]:
         if isinstance(data, dict) and "end" in data:
             if not checks:
                 raise RunError("the verifier's answer holds no checks", remedy)
-            return checks, [str(name) for name in data.get("skipped") or []], True
+            return checks, {str(name): str(why) for name, why in (data.get("skipped") or {}).items()}, True
         check = data.get("check") if isinstance(data, dict) else None
         if not isinstance(check, dict) or not all(isinstance(check.get(key), kind) for key, kind in _KINDS.items()):
             raise RunError(f"the verifier's answer holds a malformed check: {line[:120]}", remedy)
         checks.append({**{key: check[key] for key in _KINDS}, "blocked": bool(check.get("blocked"))})
-    return checks, [], False
+    return checks, {}, False
 
 
 def parse_environment(text: str) -> dict[str, str]:

@@ -97,6 +97,12 @@ options:
       maxmemory_policy:
         description: As in C(INFO memory).
         type: str
+      maxclients:
+        description: As in C(INFO clients).
+        type: str
+      connected_clients:
+        description: As in C(INFO clients).
+        type: str
       error:
         description: Why it is not known.
         type: str
@@ -125,8 +131,29 @@ options:
         description: The answer of C(/api/policies/VHOST).
         type: list
         elements: dict
+      nodes:
+        description: The answer of C(/api/nodes).
+        type: list
+        elements: dict
       error:
         description: Why it is not known.
+        type: str
+  letters:
+    description:
+      - A user of RabbitMQ who may read the dead letters, as C(rabbitmq_letters_user) of the RabbitMQ role may.
+      - With it a pickled task is sent to each queue, must be refused, and its dead letter is removed again.
+      - Without it that check is left out, and RV(skipped_reasons) says what would let it.
+    type: dict
+    suboptions:
+      user:
+        description: Name of the user.
+        type: str
+        default: letters
+      password:
+        description: Password of the user.
+        type: str
+      reason:
+        description: Why this host leaves the check out; another one makes it, for example.
         type: str
   skip:
     description:
@@ -220,6 +247,11 @@ skipped_checks:
   type: list
   elements: str
   sample: []
+skipped_reasons:
+  description: Why a check was left out that nobody asked to leave out, by its name.
+  returned: always
+  type: dict
+  sample: {}
 summary:
   description: How many checks there were.
   returned: always
@@ -247,6 +279,7 @@ table:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.celeryops.hybrid.plugins.module_utils._verify import verify
 
+_RESULTS = ("exchanges", "queues", "bindings", "policies", "nodes")
 ARGUMENTS = {
     "app": {"type": "str"},
     "python": {"type": "path", "default": "/opt/celery/venv/bin/python"},
@@ -260,13 +293,23 @@ ARGUMENTS = {
     "expected": {"type": "dict", "default": {}},
     "broker_facts": {
         "type": "dict",
-        "options": {name: {"type": "str"} for name in ("host", "maxmemory_policy", "error")},
+        "options": {
+            name: {"type": "str"} for name in ("host", "maxmemory_policy", "maxclients", "connected_clients", "error")
+        },
     },
     "results_facts": {
         "type": "dict",
         "options": {
             **{name: {"type": "str"} for name in ("host", "error")},
-            **{name: {"type": "list", "elements": "dict"} for name in ("exchanges", "queues", "bindings", "policies")},
+            **{name: {"type": "list", "elements": "dict"} for name in _RESULTS},
+        },
+    },
+    "letters": {
+        "type": "dict",
+        "options": {
+            "user": {"type": "str", "default": "letters"},
+            "password": {"type": "str", "no_log": True},
+            "reason": {"type": "str"},
         },
     },
     "skip": {"type": "list", "elements": "str", "default": []},
@@ -284,7 +327,8 @@ def main() -> None:
     result = {
         "changed": False,
         "checks": outcome.checks,
-        "skipped_checks": outcome.skipped,
+        "skipped_checks": list(outcome.skipped),
+        "skipped_reasons": {name: why for name, why in outcome.skipped.items() if why},
         "summary": outcome.summary(),
         "table": outcome.table(),
     }

@@ -78,3 +78,11 @@ def test_what_rabbitmq_does_not_allow_is_a_sentence() -> None:
 
 def test_servers_that_others_look_after_are_theirs_to_count() -> None:
     assert connection_problems(hosts(1000), {}, {}, 200) == []
+
+
+def test_the_verifier_counts_in_the_same_way() -> None:
+    from celery_hybrid.verify import workers
+
+    children = 5
+    counted = tuple(main + children * child for main, child in zip(workers._MAIN, workers._CHILD, strict=True))
+    assert counted == instance_need({"concurrency": children}, 1, 10)

@@ -77,7 +77,7 @@ def test_secrets_are_url_passwords_in_both_forms_and_values_of_telling_names():
 
 
 CHECK = {"name": "a.b", "ok": True, "expected": "e", "actual": "x", "remedy": "", "milliseconds": 1.5}
-END = '{"end": {}, "skipped": ["c.d"]}\n'
+END = '{"end": {}, "skipped": {"c.d": ""}}\n'
 
 
 def answer(**changes):
@@ -87,7 +87,7 @@ def answer(**changes):
 def test_an_answer_is_read():
     checks, skipped, ended = subject.parse_answer(answer(blocked=True))
     assert checks == [{**CHECK, "blocked": True}]
-    assert skipped == ["c.d"]
+    assert skipped == {"c.d": ""}
     assert ended
 
 
@@ -123,12 +123,13 @@ def test_table_and_message():
     outcome.add("one", True, "e", "fine", milliseconds=1.26)
     outcome.add("number.two", False, "two", "three", "Make it two.")
     outcome.checks.append({**outcome.checks[1], "name": "four", "blocked": True})
-    outcome.skipped = ["five"]
+    outcome.skipped = {"five": "", "six": "nobody may look"}
     assert outcome.table().splitlines() == [
         "ok      one              1.3 ms  fine",
         "FAILED  number.two       0.0 ms  three",
         "FAILED  four             0.0 ms  three",
         "-       five                     left out",
+        "-       six                      left out: nobody may look",
         "1 of 3 checks passed",
     ]
     assert outcome.message() == "number.two: three; expected: two. Make it two.\nNot run because of these: four."
@@ -248,6 +249,7 @@ def params(tmp_path):
         "expected": {},
         "broker_facts": None,
         "results_facts": None,
+        "letters": None,
         "skip": [],
         "connect_timeout": 5.0,
         "inspect_timeout": 5.0,
@@ -267,7 +269,7 @@ def test_a_good_host(params):
     outcome = subject.verify(params, hide=hidden.extend, runner=runner)
     assert outcome.ok
     assert [check["name"] for check in outcome.checks] == ["environment.file", "environment.python", "a.b"]
-    assert outcome.skipped == ["c.d"]
+    assert outcome.skipped == {"c.d": ""}
     assert asked["environment"] == {"CELERY_BROKER_URL": f"redis://celery:{ENCODED}@h:6379/0", "EXTRA": "1"}
     assert asked["seconds"] == 60.0
     assert "broker_facts" not in asked["request"]

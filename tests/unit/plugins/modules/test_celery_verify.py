@@ -15,7 +15,7 @@ GOOD = {
     "checks": [
         {"name": "broker.reachable", "ok": True, "expected": "e", "actual": "a", "remedy": "", "milliseconds": 1.0}
     ],
-    "skipped": [],
+    "skipped": {},
 }
 BAD = {
     "checks": [
@@ -29,7 +29,7 @@ BAD = {
             "milliseconds": 2.0,
         },
     ],
-    "skipped": ["canary.message"],
+    "skipped": {"canary.message": "", "canary.refused[celery]": "nobody may look"},
 }
 
 
@@ -87,7 +87,8 @@ def test_a_bad_host_fails_with_sentences_and_all_the_checks(run_module):
     assert result["msg"].startswith("canary.archive[celery]: none, ")
     assert result["msg"].endswith("expected: a record. Restart it.")
     assert len(result["checks"]) == 4
-    assert result["skipped_checks"] == ["canary.message"]
+    assert result["skipped_checks"] == ["canary.message", "canary.refused[celery]"]
+    assert result["skipped_reasons"] == {"canary.refused[celery]": "nobody may look"}
 
 
 def test_no_secret_leaves_the_module(run_module):
@@ -113,7 +114,7 @@ def test_a_missing_environment_file_fails_with_a_sentence(run_module, environmen
 
 
 def test_facts_are_handed_on(run_module):
-    facts = {"host": "broker1", "maxmemory_policy": "noeviction"}
+    facts = {"host": "broker1", "maxmemory_policy": "noeviction", "maxclients": "9", "connected_clients": "1"}
     _, _, asked = run_module(GOOD, broker_facts=facts, results_facts={"host": "results1", "queues": [{"name": "q"}]})
     assert asked["request"]["broker_facts"] == {**facts, "error": None}
     assert asked["request"]["results_facts"]["queues"] == [{"name": "q"}]
@@ -140,6 +141,7 @@ def documented(options):
         name: {
             "type": option["type"],
             **({"default": option["default"]} if "default" in option else {}),
+            **({"no_log": True} if name == "password" else {}),
             **({"elements": option["elements"]} if "elements" in option else {}),
             **({"options": documented(option["suboptions"])} if "suboptions" in option else {}),
         }

@@ -114,6 +114,8 @@ def app(make_app):
 class Worker:
     """A worker in a process of its own."""
 
+    alone = ("--without-mingle", "--without-gossip")
+
     def __init__(self, pool, log, *arguments, app="hybrid_tasks"):
         self.name = f"{pool}-{uuid.uuid4().hex[:6]}@test"
         self.log = log
@@ -121,7 +123,7 @@ class Worker:
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "celery", "-A", app, "worker", "-P", pool, "-n", self.name),
-                *("-l", "INFO", "--without-mingle", "--without-gossip", *arguments),
+                *("-l", "INFO", *self.alone, *arguments),
             ],
             cwd=TASKS,
             env={**os.environ, "CELERY_HYBRID_TEST_RESULTS": needed("CELERY_HYBRID_TEST_WORKER")},

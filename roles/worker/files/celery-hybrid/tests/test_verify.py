@@ -19,7 +19,7 @@ from celery_hybrid.verify import Check, Report, Request, RequestError, names
 from celery_hybrid.verify.__main__ import print_table
 from celery_hybrid.verify.canary import Canary
 from celery_hybrid.verify.masking import Mask
-from celery_hybrid.verify.report import Failed
+from celery_hybrid.verify.report import Failed, Skipped
 from celery_hybrid.verify.results import Results, age_seconds
 from celery_hybrid.verify.runner import declared_queues
 from celery_hybrid.verify.settings import Settings, canonical, reported_backend, value_of
@@ -48,6 +48,17 @@ def test_a_check_that_needs_a_failed_one_is_not_run_and_fails(report):
     assert report.checks[2].actual == "not run, because b failed"
     assert report.as_dict()["summary"] == {"checks": 4, "passed": 1, "failed": 3}
     assert report.sentences() == ["b: bad; expected: good. r", "Not run because of these: c, d."]
+
+
+def test_what_nobody_can_know_is_left_out_with_the_reason(report):
+    def cannot():
+        raise Skipped(f"ask {PASSWORD}")
+
+    report.run("a", "good", lambda: "fine", remedy="r")
+    report._mask.learn(f"amqp://:{PASSWORD}@h")
+    assert not report.run("b", "good", cannot, remedy="r")
+    assert report.ok
+    assert report.as_dict()["skipped"] == {"b": "ask ********"}
 
 
 def test_one_cause_is_told_once(report):
@@ -80,7 +91,7 @@ def test_a_check_that_is_left_out_is_listed_and_blocks_nothing():
     report.run("f[queue]", "good", lambda: pytest.fail("must not run"), remedy="r")
     report.run("b", "good", lambda: "fine", remedy="r", needs=["a"])
     assert report.ok
-    assert report.skipped == ["a", "f[queue]"]
+    assert list(report.skipped) == ["a", "f[queue]"]
     assert [check.name for check in report.checks] == ["b"]
 
 
@@ -363,7 +374,12 @@ class Inspected(Workers):
 
 
 AGREED = {"task_serializer": "json", "accept_content": ["json"], "result_expires": 86400, "result_backend": "amqp://h"}
-CONF = {"task_serializer": "json", "accept_content": ["application/json"], "result_expires": "1 day, 0:00:00"}
+CONF = {
+    "task_serializer": "json",
+    "broker_pool_limit": 8,
+    "accept_content": ["application/json"],
+    "result_expires": "1 day, 0:00:00",
+}
 
 
 def answers(**changes):
@@ -373,6 +389,10 @@ def answers(**changes):
         "conf": {node: dict(CONF) for node in nodes},
         "active_queues": {"a@h1": [{"name": "one"}], "b@h2": [{"name": "one"}, {"name": "two"}]},
         "report": {node: {"ok": "settings -> transport:redis results:amqp://h\n"} for node in nodes},
+        "stats": {
+            "a@h1": {"pool": {"max-concurrency": 4, "implementation": "celery.concurrency.prefork:TaskPool"}},
+            "b@h2": {"pool": {"max-concurrency": 50, "implementation": "celery.concurrency.thread:TaskPool"}},
+        },
         "result_store": {node: {"outbox": {"count": 0, "refused": 0, "dropped": 0}} for node in nodes},
     }
     every.update(changes)
@@ -439,6 +459,33 @@ def test_an_unknown_worker_that_answers_with_pickle():
     pickled = {"b@h2": PICKLED}
     _, found = inspected(nodes=(), ping=pickled, conf=pickled)
     assert "some worker answers in a format that is not accepted here" in found["workers.answer"].actual
+
+
+REDIS_SAYS = {"maxclients": "60", "connected_clients": "9"}
+NODES = [{"sockets_total": 16, "sockets_used": 2, "fd_total": 99}]
+
+
+@pytest.mark.parametrize(
+    ("broker", "results", "ok", "message"),
+    [
+        (REDIS_SAYS, {"nodes": NODES}, True, "Redis: 60 may be needed, 60 are allowed, 9 are open; RabbitMQ: 16 may"),
+        ({**REDIS_SAYS, "maxclients": "59"}, {"nodes": NODES}, False, "Redis: 60 may be needed, 59 are allowed"),
+        (
+            REDIS_SAYS,
+            {"nodes": [{"fd_total": 15, "fd_used": 2}]},
+            False,
+            "16 may be needed, 15 are allowed, 2 are open",
+        ),
+        (None, {"nodes": NODES}, False, "no facts of the Redis host were given"),
+        (REDIS_SAYS, {"error": "results1 says: no"}, False, "results1 says: no"),
+    ],
+)
+def test_connections_are_compared_with_what_the_servers_allow(broker, results, ok, message):
+    workers, _ = inspected()
+    report = Report(Mask())
+    workers.check_connections(report, broker, results)
+    assert report.ok is ok
+    assert message in report.checks[0].actual
 
 
 def test_a_queue_that_nobody_consumes():
@@ -685,13 +732,14 @@ def test_the_command_answers_json_whatever_the_application_prints(configuration,
 def test_the_table():
     report = Report(Mask(), ["c"])
     report.checks = [Check("a.b", True, "e", "fine", "", 1.0), Check("a.long", False, "e", "bad", "Do it.", 2.0)]
-    report.skipped = ["c"]
+    report.skipped = {"c": "", "d": "nobody may look"}
     out = io.StringIO()
     print_table(report, out)
     assert out.getvalue() == (
         "ok      a.b          1.0 ms  fine\n"
         "FAILED  a.long       2.0 ms  bad\n"
         "-       c                    left out\n"
+        "-       d                    left out: nobody may look\n"
         "\n1 of 2 checks passed\n"
         "\na.long: bad; expected: e. Do it.\n"
     )

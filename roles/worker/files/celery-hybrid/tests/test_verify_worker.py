@@ -68,6 +68,7 @@ def facts():
         "bindings": [binding("celery.dlx", "celery.dead_letters", "#")]
         + [binding("celery.results", name, name) for name in [*streams, "celery.chords"]],
         "policies": [],
+        "nodes": [{"name": "rabbit@results1", "fd_total": 1000, "fd_used": 10}],
     }
 
 
@@ -124,7 +125,12 @@ class Deployment:
             "config_module": f"{self.name}_config",
             "python_path": [str(self.directory)],
             "nodes": [self.node],
-            "broker_facts": {"maxmemory_policy": "noeviction", "host": "broker1"},
+            "broker_facts": {
+                "maxmemory_policy": "noeviction",
+                "host": "broker1",
+                "maxclients": "1000",
+                "connected_clients": "10",
+            },
             "results_facts": facts(),
             "canary_timeout": 5,
             **request,
@@ -142,6 +148,7 @@ class Deployment:
         for url in (self.broker, self.results):
             assert str(urlsplit(url).password) not in ended.stdout + ended.stderr
         lines = [json.loads(line) for line in ended.stdout.splitlines()]
+        self.skipped = lines[-1]["skipped"]
         return {line["check"]["name"].partition("[")[0]: line["check"] for line in lines[:-1]}
 
     def redis_keys(self):
@@ -205,6 +212,52 @@ def test_a_worker_with_another_serializer_is_found(deployment):
     found = failed(deployment.verify())
     assert f"{deployment.node}: result_serializer is pickle, the file says json" in found["settings.workers"]
     assert "content type is application/x-python-serialize" in found["canary.archive"]
+
+
+@pytest.fixture
+def letters(shell):
+    """A user with the rights of those who handle dead letters."""
+    name = f"letters-{uuid.uuid4().hex[:8]}"
+    shell.ctl(f"add_user {name} {name}")
+    shell.ctl(f"set_permissions -p {shell.vhost} {name} '^$' '^celery[.]dlx$' '^celery[.]dead_letters$'")
+    yield {"user": name, "password": name}
+    shell.ctl(f"delete_user {name}")
+
+
+CONSUMER = "worker_consumer = 'celery_hybrid.consumer:Consumer'\n"
+
+
+def test_a_pickled_task_is_refused_and_its_dead_letter_removed(deployment, letters, shell):
+    def count():
+        return int(
+            shell.ctl(f"list_queues -p {shell.vhost} --no-table-headers name messages | grep dead_letters").split()[1]
+        )
+
+    deployment.write(CONSUMER)
+    deployment.start(setting("CELERY_HYBRID_TEST_WORKER"))
+    before = count()
+    found = deployment.verify(setting("CELERY_HYBRID_TEST_WORKER"), letters=letters)
+    assert failed(found) == {}
+    assert "refused, and among the dead letters after" in found["canary.refused"]["actual"]
+    assert deployment.skipped == {}
+    assert count() == before
+
+
+def test_a_worker_that_accepts_pickle_is_found_by_a_pickled_task(deployment, letters):
+    deployment.write(CONSUMER + "accept_content = ['json', 'pickle']\n")
+    deployment.start(setting("CELERY_HYBRID_TEST_WORKER"))
+    deployment.write(CONSUMER)
+    found = failed(deployment.verify(setting("CELERY_HYBRID_TEST_WORKER"), letters=letters))
+    assert "a worker has run it: it accepts pickle" in found["canary.refused"]
+
+
+def test_without_the_right_to_look_the_check_is_left_out_and_says_why(deployment):
+    deployment.start()
+    assert "canary.refused" not in deployment.verify()
+    (why,) = deployment.skipped.values()
+    assert why.startswith("not tried, because no user may read dead letters: set rabbitmq_letters_password")
+    deployment.verify(letters={"reason": "worker1 tries it"})
+    assert list(deployment.skipped.values()) == ["worker1 tries it"]
 
 
 def test_no_worker(deployment):

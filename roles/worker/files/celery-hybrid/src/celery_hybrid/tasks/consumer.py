@@ -30,6 +30,7 @@ from celery.worker.consumer import consumer as base
 from kombu.exceptions import ContentDisallowed
 from kombu.transport import virtual
 
+from celery_hybrid.tasks import answers
 from celery_hybrid.tasks.dead_letters import (
     ETA,
     MALFORMED,
@@ -101,6 +102,7 @@ class Consumer(base.Consumer):  # type: ignore[misc]
         self._lost = False
         self._timer_entry: Any = None
         super().__init__(*args, **kwargs)
+        self.app.control.mailbox = answers.Mailbox.of(self.app.control.mailbox)
         self.dead_letters = DeadLetters(self.app, self.hostname)
 
     # Connections
@@ -343,6 +345,10 @@ class Consumer(base.Consumer):  # type: ignore[misc]
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """A message cannot be decoded."""
+        if str((message.delivery_info or {}).get("exchange")).endswith(".pidbox"):
+            # Of a worker that asks its neighbours, for example; no task is lost with it.
+            logger.warning("A command of remote control is left out: %s", exc)
+            return
         reason = REFUSED if isinstance(exc, ContentDisallowed) else UNDECODABLE
         self._put_away(message, reason, exc, partial(super().on_decode_error, message, exc))
 

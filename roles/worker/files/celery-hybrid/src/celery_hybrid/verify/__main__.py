@@ -66,8 +66,8 @@ def print_table(report: Report, out: TextIO) -> None:
     for check in report.checks:
         verdict = "ok    " if check.ok else "FAILED"
         out.write(f"{verdict}  {check.name:<{width}}  {check.milliseconds:>8.1f} ms  {check.actual}\n")
-    for name in report.skipped:
-        out.write(f"-       {name:<{width}}  {'':>8}     left out\n")
+    for name, why in report.skipped.items():
+        out.write(f"-       {name:<{width}}  {'':>8}     left out{f': {why}' if why else ''}\n")
     summary = report.as_dict()["summary"]
     out.write(f"\n{summary['passed']} of {summary['checks']} checks passed\n")
     for sentence in report.sentences():
@@ -87,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--skip", action="append", default=[], metavar="CHECK", help="leave a check out")
     parser.add_argument("--timeout", type=float, default=15.0, help="seconds a canary may take (default: %(default)g)")
     parser.add_argument("--facts", type=Path, metavar="FILE", help="JSON with broker_facts and results_facts")
+    parser.add_argument(
+        "--letters",
+        type=Path,
+        metavar="FILE",
+        help="JSON with user and password of who may read dead letters; without it canary.refused is left out",
+    )
     parser.add_argument("--json", action="store_true", help="print data")
     parser.add_argument("--names", action="store_true", help="list the checks and end")
     parser.add_argument(
@@ -101,6 +107,7 @@ def _request(options: argparse.Namespace) -> Request:
     if options.request:
         return Request.from_mapping(json.load(sys.stdin))
     data: dict[str, Any] = json.loads(options.facts.read_text("utf-8")) if options.facts else {}
+    data["letters"] = json.loads(options.letters.read_text("utf-8")) if options.letters else None
     data.update(
         app=options.app,
         config_module=options.config,

@@ -21,7 +21,8 @@ import amqp
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from .broker import Broker
-from .report import Failed, Report, describe
+from .letters import Letters
+from .report import Failed, Report, Skipped, describe
 from .results import EXCHANGE, STREAM, Results
 
 TASK = "celery.accumulate"
@@ -151,6 +152,7 @@ class Canaries:
         queues: queues that get a canary each.
         avoided: queues that get none, because nobody consumes them.
         timeout: seconds one round trip may take.
+        letters: where refused messages must arrive; without, none is sent.
     """
 
     def __init__(
@@ -161,10 +163,12 @@ class Canaries:
         queues: Sequence[str],
         avoided: Collection[str],
         timeout: float,
+        letters: Letters | None = None,
     ) -> None:
         self._app = app
         self._broker = broker
         self._results = results
+        self._letters = letters or Letters(results, {})
         self._canaries = [Canary(queue, results.partitions) for queue in queues]
         self._avoided = frozenset(avoided)
         self._timeout = timeout
@@ -223,6 +227,14 @@ class Canaries:
             "PENDING after forget()",
             lambda: self._forgotten(canary),
             remedy="See the workers' journal; the record expires by itself.",
+            needs=[f"canary.roundtrip{suffix}"],
+        )
+        report.run(
+            f"canary.refused{suffix}",
+            "a pickled task is not run, and is found among the dead letters",
+            lambda: self._refused(canary.queue),
+            remedy="Set accept_content to json alone, and worker_consumer to celery_hybrid.consumer:Consumer (the "
+            "worker role does): run the site playbook, which restarts the workers.",
             needs=[f"canary.roundtrip{suffix}"],
         )
 
@@ -299,6 +311,45 @@ class Canaries:
             raise Failed(f"{canary.stream} offset {offset}: {'; '.join(wrong)}")
         archive.read_again(canary.stream, offset, canary.id)
         return f"{canary.stream} offset {offset}: {wanted}, in a stream, {len(message.body)} bytes, read twice"
+
+    def _refused(self, queue: str) -> str:
+        """Send a task as nobody should, and take its dead letter away again."""
+        why = self._letters.unreadable()
+        if why:
+            raise Skipped(why)
+        app, canary = self._app, Canary(queue, self._results.partitions)
+        message = app.amqp.create_task_message(
+            canary.id, TASK, [canary.nonce], {"index": 0}, expires=self._timeout + 30
+        )
+        started = time.perf_counter()
+        with app.producer_or_acquire() as producer:
+            producer.publish(
+                message.body,
+                exchange="",
+                routing_key=queue,
+                serializer="pickle",
+                headers=message.headers,
+                priority=0,
+                retry=False,
+                **message.properties,
+            )
+        reason = self._letters.take(canary.id, self._timeout)
+        took = (time.perf_counter() - started) * 1000
+        if reason is None:
+            if self._take_back(canary):
+                raise Failed(
+                    f"no worker took the message within {self._timeout:g} s; it was taken back",
+                    "Look whether the workers of this queue are busy or stuck: celery inspect active.",
+                )
+            ran = app.AsyncResult(canary.id).state == "SUCCESS"
+            raise Failed(
+                "a worker has run it: it accepts pickle, with which whoever can write to Redis runs code there"
+                if ran
+                else f"a worker took it, and no dead letter of it came within {self._timeout:g} s"
+            )
+        if reason != "task.refused":
+            raise Failed(f"it became a dead letter as {reason}, not as task.refused; the letter was removed")
+        return f"refused, and among the dead letters after {took:.0f} ms; the letter was removed"
 
     def _parked_message(self) -> str:
         """Put a task message where nobody consumes, look at it, take it away."""

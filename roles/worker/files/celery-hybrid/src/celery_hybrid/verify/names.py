@@ -44,12 +44,14 @@ NAMES: dict[str, str] = {
     "settings.workers": "every live worker runs with the settings of the file",
     "workers.queues": "every queue has a worker",
     "workers.outbox": "no result waits for RabbitMQ",
+    "workers.connections": "both servers allow the connections that the workers may need",
     "workers.bindings": "Redis has the binding of every queue",
     "canary.message": "a task message in Redis is JSON",
     "canary.roundtrip[queue]": "a task comes back with its result",
     "canary.archive[queue]": "RabbitMQ keeps that result in its stream, readable again",
     "canary.redis[queue]": "Redis keeps nothing of that result",
     "canary.forgotten[queue]": "a forgotten result is gone",
+    "canary.refused[queue]": "a pickled task is refused, and kept as a dead letter",
 }
 #: The others cannot do without these.
 NEEDED = frozenset({"settings.file", "settings.application"})

@@ -24,6 +24,10 @@ class Failed(Exception):  # noqa: N818 - a verdict, not an error of this program
         self.remedy = remedy
 
 
+class Skipped(Exception):  # noqa: N818 - no error either
+    """A probe's word that it cannot find out, and that nothing is wrong with that; says why, and what would let it."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One answered question.
@@ -64,7 +68,8 @@ class Report:
 
     def __init__(self, mask: Mask, skip: Iterable[str] = (), tell: Callable[[Check], None] = lambda _: None) -> None:
         self.checks: list[Check] = []
-        self.skipped: list[str] = []
+        #: With the reason; that of those which somebody asked to leave out is empty.
+        self.skipped: dict[str, str] = {}
         self._mask = mask
         self._skip = frozenset(skip)
         self._tell = tell
@@ -77,7 +82,8 @@ class Report:
         Args:
             name: the check's stable name.
             expected: the rule, in words.
-            probe: returns what was found; raises :class:`Failed`, or anything else, when the rule is broken.
+            probe: returns what was found; raises :class:`Failed`, or anything else, when the rule is broken, and
+                :class:`Skipped` when it cannot know.
             remedy: what to do when it fails.
             needs: names of earlier checks without which the probe says nothing.
 
@@ -85,7 +91,7 @@ class Report:
             Whether the check passed.
         """
         if self.leaves_out(name):
-            self.skipped.append(name)
+            self.skipped[name] = ""
             return False
         broken = [need for need in needs if self.failed(need)]
         if broken:
@@ -100,6 +106,9 @@ class Report:
         except Failed as verdict:
             actual = verdict.actual
             remedy = verdict.remedy or remedy
+        except Skipped as why:
+            self.skipped[name] = self._mask(str(why))
+            return False
         except Exception as exc:
             actual = describe(exc)
         return self._add(name, ok, expected, actual, remedy, (time.perf_counter() - start) * 1000)
@@ -141,7 +150,7 @@ class Report:
         return {
             "ok": self.ok,
             "checks": [asdict(check) for check in self.checks],
-            "skipped": list(self.skipped),
+            "skipped": dict(self.skipped),
             "summary": {"checks": len(self.checks), "passed": passed, "failed": len(self.checks) - passed},
         }
 

@@ -18,6 +18,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "expected": (dict,),
     "broker_facts": (dict, type(None)),
     "results_facts": (dict, type(None)),
+    "letters": (dict, type(None)),
     "skip": (list,),
     "connect_timeout": (int, float),
     "inspect_timeout": (int, float),
@@ -40,9 +41,12 @@ class Request:
         queues: queues that get a canary; empty: every queue that the configuration declares.
         nodes: node names that must answer; empty: at least one must.
         expected: settings and the values they must have, over the house rules.
-        broker_facts: what Redis says of itself to an administrator (``maxmemory_policy``, ``host``).
+        broker_facts: what Redis says of itself to an administrator (``maxmemory_policy``, ``maxclients``,
+            ``connected_clients``, ``host``).
         results_facts: what RabbitMQ's management API says of the virtual host (``exchanges``, ``queues``,
-            ``bindings``, ``policies``, ``host``).
+            ``bindings``, ``policies``, ``host``), and of its ``nodes``.
+        letters: ``user`` and ``password`` of a user of RabbitMQ who may read the dead letters; or ``reason``, why this
+            host shall not look for the refused message among them.
         skip: checks to leave out.
         connect_timeout: seconds a connection to a server may take.
         inspect_timeout: seconds in which workers must answer.
@@ -57,6 +61,7 @@ class Request:
     expected: dict[str, Any] = field(default_factory=dict)
     broker_facts: dict[str, Any] | None = None
     results_facts: dict[str, Any] | None = None
+    letters: dict[str, Any] | None = None
     skip: list[str] = field(default_factory=list)
     connect_timeout: float = 5.0
     inspect_timeout: float = 5.0

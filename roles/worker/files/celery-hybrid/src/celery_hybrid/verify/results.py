@@ -30,7 +30,7 @@ _AGE_UNITS = {"Y": 31_536_000, "M": 2_592_000, "D": 86_400, "h": 3600, "m": 60, 
 SET_RESULT_BACKEND = (
     "Set CELERY_RESULT_BACKEND in the environment file to amqp://… (the worker role does: worker_result_backend)."
 )
-_NO_FACTS = (
+NO_FACTS = (
     "Run playbooks/verify.yml with the rabbitmq group in the inventory and RABBITMQ_MONITORING_PASSWORD set; "
     "it asks the management API of the RabbitMQ host."
 )
@@ -111,11 +111,11 @@ class Results:
             report.run(name, expected, probe, remedy=_SITE, needs=there)
 
     @contextmanager
-    def connect(self) -> Iterator[amqp.Connection]:
-        """A connection to the first node that lets this user in."""
+    def connect(self, login: tuple[str, str] | None = None) -> Iterator[amqp.Connection]:
+        """A connection to the first node that lets this user in, or one with another name and password."""
         last: Exception | None = None
         for url in self._urls:
-            connection = self._connection(url)
+            connection = self._connection(url, login)
             try:
                 connection.connect()
             except (OSError, amqp.AMQPError) as exc:
@@ -132,8 +132,9 @@ class Results:
             return
         raise last or Failed("no result_backend is configured")
 
-    def _connection(self, url: str) -> amqp.Connection:
+    def _connection(self, url: str, login: tuple[str, str] | None = None) -> amqp.Connection:
         parts = _parse(url)
+        user, password = login or (parts["userid"] or "guest", parts["password"] or "guest")
         secure: dict[str, Any] | bool = False
         if parts["transport"] == "amqps":
             secure = {"server_hostname": parts["hostname"], "cert_reqs": ssl.CERT_REQUIRED}
@@ -144,8 +145,8 @@ class Results:
         port = int(parts["port"] or _PORTS[parts["transport"]])
         return amqp.Connection(
             host=f"{parts['hostname']}:{port}",
-            userid=parts["userid"] or "guest",
-            password=parts["password"] or "guest",
+            userid=user,
+            password=password,
             virtual_host=parts["virtual_host"] or "/",
             ssl=secure,
             connect_timeout=self._timeout,
@@ -356,11 +357,11 @@ class Results:
         facts = (self._facts or {}).get(kind)
         if facts is None:
             why = (self._facts or {}).get("error") or "no facts of the RabbitMQ host were given"
-            raise Failed(f"undecided: a worker's rights do not show it, and {why}", _NO_FACTS)
+            raise Failed(f"undecided: a worker's rights do not show it, and {why}", NO_FACTS)
         try:
             return [dict(each) for each in facts]
         except (TypeError, ValueError) as exc:
-            raise Failed(f"the facts about {kind} are malformed: {describe(exc)}", _NO_FACTS) from exc
+            raise Failed(f"the facts about {kind} are malformed: {describe(exc)}", NO_FACTS) from exc
 
     def _policy(self, queue: Mapping[str, Any]) -> dict[str, Any]:
         """The policy that is in force for a queue."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 from .broker import Broker
 from .canary import Canaries
+from .letters import Letters
 from .masking import Mask
 from .report import Check, Report
 from .request import Request
@@ -27,6 +29,8 @@ def run(request: Request, tell: Callable[[Check], None] = lambda _: None) -> Rep
         The report; no exception for anything that is found wrong.
     """
     mask = Mask(os.environ.values())
+    letters = request.letters or {}
+    mask.learn(f"amqp://:{quote(str(letters.get('password', '')), safe='')}@letters")
     report = Report(mask, request.skip, tell)
     settings = Settings(request.app, request.config_module, request.python_path)
     if not settings.check_loading(report):
@@ -45,11 +49,12 @@ def run(request: Request, tell: Callable[[Check], None] = lambda _: None) -> Rep
         results.check(report, expires if isinstance(expires, (int, float)) else None)
         workers = Workers(app, request.nodes, request.inspect_timeout)
         workers.check(report, settings.agreed(request.expected), queues)
+        workers.check_connections(report, request.broker_facts, request.results_facts)
         broker.check_bindings(report, sorted(set(queues) & workers.consumed))
         # Sending to a queue that nobody declared would create it.
         unknown = set(queues) - set(declared_queues(app)) - workers.consumed
         avoided = {*unknown, *workers.unconsumed(queues)}
-        canaries = Canaries(app, broker, results, queues, avoided, request.canary_timeout)
+        canaries = Canaries(app, broker, results, queues, avoided, request.canary_timeout, Letters(results, letters))
         canaries.check(report)
     finally:
         broker.close()

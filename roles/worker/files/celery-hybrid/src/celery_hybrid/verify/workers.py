@@ -9,8 +9,12 @@ from typing import Any
 from kombu.exceptions import ContentDisallowed
 
 from .report import Failed, Report
+from .results import NO_FACTS
 from .settings import canonical, reported_backend, show, value_of
 
+# Connections that a worker's main process, and each of its children, may need to Redis and to RabbitMQ: as the worker
+# role adds them up before it deploys.
+_MAIN, _CHILD = (12, 4), (3, 2)
 # Long enough for idle workers on a busy host; nodes that are named, and not heard by then, get inspect_timeout.
 _DISCOVERY = 1.0
 
@@ -65,6 +69,19 @@ class Workers:
             remedy="Look with 'celery result-store' why RabbitMQ does not take results. What waits is delivered by "
             "itself; what is refused stays in the file's table 'refused' until somebody deletes it there.",
             needs=some,
+        )
+
+    def check_connections(
+        self, report: Report, broker: Mapping[str, Any] | None, results: Mapping[str, Any] | None
+    ) -> None:
+        """Compare what the live workers may need with what the servers allow."""
+        report.run(
+            "workers.connections",
+            "Redis and RabbitMQ allow the connections that the live workers may need",
+            lambda: self._connections(broker or {}, results or {}),
+            remedy="Raise redis_maxclients (and redis_nofile_limit) or rabbitmq_nofile_limit, or lower concurrency in "
+            "worker_instances, and run the site playbook.",
+            needs=["workers.answer"],
         )
 
     def unconsumed(self, queues: Sequence[str]) -> list[str]:
@@ -163,6 +180,26 @@ class Workers:
             for queue in queues
         )
 
+    def _connections(self, broker: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+        need = [0, 0]
+        for node, stats in self.ask("stats", sorted(self._conf), self._timeout).items():
+            pool = stats.get("pool") or {}
+            children = int(pool.get("max-concurrency") or 1)
+            forks = "prefork" in str(pool.get("implementation", "prefork"))
+            # Threads share the pool of their process, and its connections to RabbitMQ.
+            sending = children if forks else min(children, int(self._conf[node].get("broker_pool_limit") or children))
+            need[0] += _MAIN[0] + sending * _CHILD[0]
+            need[1] += _MAIN[1] + (children * _CHILD[1] if forks else 0)
+        told, short = [], False
+        for server, needed, (allowed, now) in zip(
+            ("Redis", "RabbitMQ"), need, (_redis_limit(broker), _rabbitmq_limit(results)), strict=True
+        ):
+            told.append(f"{server}: {needed} may be needed, {allowed} are allowed, {now} are open")
+            short = short or needed > allowed
+        if short:
+            raise Failed("; ".join(told))
+        return "; ".join(told)
+
     def _outbox(self) -> str:
         states = self.ask("result_store", sorted(self._conf), self._timeout)
         told = []
@@ -188,3 +225,28 @@ _OUTBOX = (
     ("count", "results wait"),
     ("refused", "results are refused by RabbitMQ for good"),
 )
+
+
+def _redis_limit(facts: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many clients Redis allows, and how many it has."""
+    try:
+        return int(facts["maxclients"]), int(facts["connected_clients"])
+    except (KeyError, TypeError, ValueError):
+        why = facts.get("error") or "no facts of the Redis host were given"
+        raise Failed(
+            f"undecided: a worker's rights do not show it, and {why}",
+            "Run playbooks/verify.yml with the redis group in the inventory and REDIS_ADMIN_PASSWORD set.",
+        ) from None
+
+
+def _rabbitmq_limit(facts: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many connections the nodes of RabbitMQ allow together, and how many there are."""
+    nodes = facts.get("nodes")
+    if not nodes:
+        why = facts.get("error") or "no facts of the RabbitMQ host were given"
+        raise Failed(f"undecided: a worker's rights do not show it, and {why}", NO_FACTS)
+    # RabbitMQ before 4.0 keeps a part of its descriptors for sockets.
+    return (
+        sum(int(node.get("sockets_total") or node.get("fd_total") or 0) for node in nodes),
+        sum(int(node.get("sockets_used") or node.get("fd_used") or 0) for node in nodes),
+    )
