@@ -135,6 +135,9 @@ options:
         description: The answer of C(/api/nodes).
         type: list
         elements: dict
+      overview:
+        description: The answer of C(/api/overview).
+        type: dict
       error:
         description: Why it is not known.
         type: str
@@ -302,6 +305,7 @@ ARGUMENTS = {
         "options": {
             **{name: {"type": "str"} for name in ("host", "error")},
             **{name: {"type": "list", "elements": "dict"} for name in _RESULTS},
+            "overview": {"type": "dict"},
         },
     },
     "letters": {

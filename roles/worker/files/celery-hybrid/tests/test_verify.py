@@ -462,7 +462,8 @@ def test_an_unknown_worker_that_answers_with_pickle():
 
 
 REDIS_SAYS = {"maxclients": "60", "connected_clients": "9"}
-NODES = [{"sockets_total": 16, "sockets_used": 2, "fd_total": 99}]
+NODES = [{"sockets_total": 16, "fd_total": 99}]
+OVERVIEW = {"object_totals": {"connections": 2}}
 
 
 @pytest.mark.parametrize(
@@ -472,7 +473,7 @@ NODES = [{"sockets_total": 16, "sockets_used": 2, "fd_total": 99}]
         ({**REDIS_SAYS, "maxclients": "59"}, {"nodes": NODES}, False, "Redis: 60 may be needed, 59 are allowed"),
         (
             REDIS_SAYS,
-            {"nodes": [{"fd_total": 15, "fd_used": 2}]},
+            {"nodes": [{"fd_total": 15}], "overview": OVERVIEW},
             False,
             "16 may be needed, 15 are allowed, 2 are open",
         ),

@@ -68,7 +68,7 @@ def facts():
         "bindings": [binding("celery.dlx", "celery.dead_letters", "#")]
         + [binding("celery.results", name, name) for name in [*streams, "celery.chords"]],
         "policies": [],
-        "nodes": [{"name": "rabbit@results1", "fd_total": 1000, "fd_used": 10}],
+        "nodes": [{"name": "rabbit@results1", "fd_total": 1000}],
     }
 
 

@@ -44,7 +44,7 @@ class Request:
         broker_facts: what Redis says of itself to an administrator (``maxmemory_policy``, ``maxclients``,
             ``connected_clients``, ``host``).
         results_facts: what RabbitMQ's management API says of the virtual host (``exchanges``, ``queues``,
-            ``bindings``, ``policies``, ``host``), and of its ``nodes``.
+            ``bindings``, ``policies``, ``host``), and of its ``nodes``, with an ``overview``.
         letters: ``user`` and ``password`` of a user of RabbitMQ who may read the dead letters; or ``reason``, why this
             host shall not look for the refused message among them.
         skip: checks to leave out.

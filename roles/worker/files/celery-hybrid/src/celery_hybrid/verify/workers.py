@@ -191,9 +191,8 @@ class Workers:
             need[0] += _MAIN[0] + sending * _CHILD[0]
             need[1] += _MAIN[1] + (children * _CHILD[1] if forks else 0)
         told, short = [], False
-        for server, needed, (allowed, now) in zip(
-            ("Redis", "RabbitMQ"), need, (_redis_limit(broker), _rabbitmq_limit(results)), strict=True
-        ):
+        limits = (_redis_limit(broker), _rabbitmq_limit(results))
+        for server, needed, (allowed, now) in zip(("Redis", "RabbitMQ"), need, limits, strict=True):
             told.append(f"{server}: {needed} may be needed, {allowed} are allowed, {now} are open")
             short = short or needed > allowed
         if short:
@@ -246,7 +245,5 @@ def _rabbitmq_limit(facts: Mapping[str, Any]) -> tuple[int, int]:
         why = facts.get("error") or "no facts of the RabbitMQ host were given"
         raise Failed(f"undecided: a worker's rights do not show it, and {why}", NO_FACTS)
     # RabbitMQ before 4.0 keeps a part of its descriptors for sockets.
-    return (
-        sum(int(node.get("sockets_total") or node.get("fd_total") or 0) for node in nodes),
-        sum(int(node.get("sockets_used") or node.get("fd_used") or 0) for node in nodes),
-    )
+    allowed = sum(int(node.get("sockets_total") or node.get("fd_total") or 0) for node in nodes)
+    return allowed, int((facts.get("overview") or {}).get("object_totals", {}).get("connections") or 0)
