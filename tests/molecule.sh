@@ -14,8 +14,8 @@ run() {
     MOLECULE_EPHEMERAL_DIRECTORY=$PWD/.cache/molecule/$1 molecule test --scenario-name "$1" --no-command-borders \
         >"$log" 2>&1
     local status=$?
-    # One line a step, the tests' own summary, and, when it failed, what was said last.
-    sed -nE "s/^INFO +\[[^]]* > ([a-z_]+)\] (Executed: .*)/  $1: \1: \2/p; s/^([0-9]+ (passed|failed).*)/  $1: \1/p" "$log"
+    # One line a step, what the tests counted, their summary, and, when it failed, what was said last.
+    sed -nE "s/^INFO +\[[^]]* > ([a-z_]+)\] (Executed: .*)/  $1: \1: \2/p; s/^counted: (.*)/  $1: \1/p; s/^([0-9]+ (passed|failed).*)/  $1: \1/p" "$log"
     if [[ $status -ne 0 ]]; then
         tail -n 150 "$log"
         echo "  $1: FAILED, all of it is in $log"

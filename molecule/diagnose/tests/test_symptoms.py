@@ -5,6 +5,7 @@ Symptoms that do not disturb each other are produced together, and looked at onc
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,6 +168,9 @@ def test_a_clean_deployment_has_no_findings(diagnose: Any) -> None:
     bundle = diagnose()
     assert bundle["findings"] == []
     assert "No findings. Looked at 2 of 2 hosts, 2 of 2 workers" in bundle["printed"]
+    # On a machine that has nothing else to do.
+    assert bundle["took"] < 15 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    print(f"\ncounted: nothing is wrong, told in {bundle['took']:.1f} s")
     nodes = bundle["hosts"]["worker1"]["worker"]["workers"]["nodes"]
     wanted = {
         "stats",
@@ -216,6 +220,7 @@ def test_symptoms_are_recognised(troubles: list[Trouble], diagnose: Any, shell: 
     for finding in bundle["findings"]:
         assert finding["symptom"] in bundle["printed"].replace("\n", " ").replace("    ", "")
         assert all((finding["evidence"], finding["cause"], finding["remedy"]))
+    print(f"\ncounted: {len(troubles)} troubles made and recognised, {len(found)} findings, in {bundle['took']:.1f} s")
     if troubles is TOGETHER:
         serializers = [f for f in bundle["findings"] if f["id"] == "serializers.mixed"]
         assert {"Workers do not agree on accept_content", "The queue orphans holds messages that workers refuse"} == {

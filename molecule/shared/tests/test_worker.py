@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from stack import wait_until
@@ -59,3 +61,11 @@ def test_one_variable_says_where_results_go(host):
 @pytest.mark.parametrize("unit", UNITS[:2])
 def test_unit(host, unit, setting, value):
     assert host.check_output(f"systemctl show {unit} --property={setting} --value") == value
+
+
+@pytest.mark.parametrize("unit", ["celery-worker@default", "celery-beat"])
+def test_sandbox_leaves_little_to_break(host, unit):
+    """With the example application at work: the canaries of 'verify' and the other tests run in this very sandbox."""
+    told = host.check_output(f"systemd-analyze security --no-pager {unit}.service")
+    exposure = float(re.search(r"Overall exposure level for \S+: ([\d.]+)", told)[1])
+    assert exposure <= 2.0, told

@@ -87,6 +87,7 @@ def test_what_hangs_is_restarted(units, worker, answered):
     """At the same time: a stopped process, a pool that does not begin, a beat that does not tick."""
     default, slow, beat = units
     before = {unit.name: unit.restarts for unit in units}
+    begun = time.monotonic()
     default.signal("STOP")
     beat.signal("STOP")
     worker.check_output(f"pkill -STOP --parent {slow.show('MainPID')}")
@@ -94,6 +95,7 @@ def test_what_hangs_is_restarted(units, worker, answered):
     for unit in units:
         assert wait_until(lambda u=unit: u.is_new(before[u.name]), PATIENCE), f"{unit.name}\n{unit.journal}"
         assert "watchdog" in unit.journal
+        print(f"\ncounted: {unit.name} hung, and was at work again after {time.monotonic() - begun:.0f} s at the most")
     assert "Stuck: the pool has not begun a task" in slow.journal
     # The stacks of the threads.
     assert "Fatal Python error: Aborted" in slow.journal
@@ -103,7 +105,7 @@ def test_what_hangs_is_restarted(units, worker, answered):
 def test_a_worker_that_waits_for_a_dead_connection_is_restarted(units, servers, answered):
     """Redis is there, and does not answer: without a limit on its sockets a worker would wait for ever."""
     default = units[0]
-    before = default.restarts
+    before, begun = default.restarts, time.monotonic()
     redis = Unit(servers, "redis-server")
     redis.signal("STOP")
     try:
@@ -114,6 +116,8 @@ def test_a_worker_that_waits_for_a_dead_connection_is_restarted(units, servers, 
         redis.signal("CONT")
     assert wait_until(lambda: default.show("ActiveState") == "active", PATIENCE), default.journal
     assert "Stuck: the consumer has not come round" in default.journal
+    took = time.monotonic() - begun
+    print(f"\ncounted: Redis stood still; {default.name} was restarted, and at work again after {took:.0f} s")
     assert answered() == ["5", "5"]
 
 
@@ -127,6 +131,7 @@ def test_what_waits_for_a_server_is_left_alone(units, servers, worker, answered)
         time.sleep(max(0.0, end - time.monotonic()))
         assert [unit.restarts for unit in units] == before
         assert [unit.show("ActiveState") for unit in units] == ["active"] * 3
+        print(f"\ncounted: both servers were away for {1.5 * WATCHDOG:.0f} s; 0 of {len(units)} units were restarted")
     finally:
         servers.check_output("systemctl start redis-server rabbitmq-server")
     assert answered() == ["5", "5"]
