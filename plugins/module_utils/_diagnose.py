@@ -220,7 +220,8 @@ def units(patterns: Sequence[str], lines: int) -> list[dict[str, Any]]:
     found = []
     for block in shown.split("\n\n"):
         unit = dict(line.partition("=")[::2] for line in block.splitlines())
-        if unit.get("LoadState") != "loaded":
+        # A name may match several patterns.
+        if unit.get("LoadState") != "loaded" or any(each["name"] == unit["Id"] for each in found):
             continue
         found.append(
             {

@@ -576,8 +576,8 @@ def stuck(p: Picture) -> t.Iterator[Finding]:
             if oldest["age"] <= timeout
             else "No worker puts overdue messages back: none consumes, or the message itself is broken.",
             f"A worker puts each back {timeout:g} s after it was taken. Sooner: restart a worker that hangs, see "
-            "above; or "
-            f"send the task again with the same id, if it may run twice.",
+            "above; or, when its worker is dead, 'ansible-playbook -i INVENTORY celeryops.hybrid.purge -e "
+            "purge_action=recover -e purge_gone=true', which says what it would do.",
         )
 
 

@@ -19,7 +19,7 @@ print(task)")
 systemctl kill --signal=KILL --kill-whom=all celery-worker@slow
 # Younger claims may be on their way.
 python "c = app.connection_for_write().default_channel.client
-for tag in c.zrange('unacked_index', 0, -1): c.zincrby('unacked_index', -120, tag)"
+for tag, at in c.zrange('unacked_index', 0, -1, withscores=True): c.zadd('unacked_index', {{tag: at - 120}})"
 for _ in $(seq 100); do control --destination slow@worker1 heartbeat >/dev/null 2>&1 && break; sleep 0.1; done
 echo $task
 """
