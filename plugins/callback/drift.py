@@ -113,8 +113,8 @@ class CallbackModule(CallbackBase):
     def v2_runner_on_unreachable(self, result: t.Any) -> None:
         """Remember that a host could not be reached."""
         if self._looking:
-            reason = result._result.get("msg", "no answer")
-            self._report.hosts[result._host.get_name()].problem = f"unreachable: {reason}"
+            host = self._report.hosts[result._host.get_name()]
+            host.problem, host.unreachable = f"unreachable: {result._result.get('msg', 'no answer')}", True
 
     def v2_playbook_on_stats(self, stats: t.Any) -> None:
         """Write the reports, and end with the code that says how it went."""

@@ -19,7 +19,8 @@ import textwrap
 import typing as t
 from pathlib import Path
 
-CLEAN, BLIND, DRIFT = 0, 2, 3
+# Exit codes; those of a failed and of an unreachable host are Ansible's own.
+CLEAN, BLIND, DRIFT, UNREACHABLE = 0, 2, 3, 4
 LAYERS = ("package", "file", "runtime", "object")
 SECRET = "differs (secret)"  # noqa: S105
 # Columns of the table, in characters; what is longer goes on in the next line.
@@ -246,6 +247,7 @@ class Host:
     # Why the look was not complete.
     problem: str = ""
     looked: bool = False
+    unreachable: bool = False
 
     @property
     def state(self) -> str:
@@ -266,7 +268,9 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0 clean, 3 drift, 2 could not look at every host."""
+        """0 clean, 3 drift; 4 when a host is unreachable, 2 when one could not be looked at for another reason."""
+        if any(host.unreachable for host in self.hosts.values()):
+            return UNREACHABLE
         states = {host.state for host in self.hosts.values()}
         if not states or "blind" in states:
             return BLIND
@@ -343,7 +347,7 @@ class Report:
         for name, host in sorted(self.hosts.items()):
             lines.append(f'celeryops_drift_looked{{host="{_label(name)}"}} {int(host.state != "blind")}')
         for name, text, value in (
-            ("exit_code", "0 clean, 2 could not look, 3 drift.", self.exit_code),
+            ("exit_code", "0 clean, 3 drift, 2 or 4 could not look.", self.exit_code),
             ("last_run_timestamp_seconds", "When the last look ended.", f"{timestamp:.0f}"),
             ("duration_seconds", "How long the last look took.", f"{seconds:.1f}"),
         ):

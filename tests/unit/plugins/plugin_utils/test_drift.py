@@ -162,6 +162,11 @@ def test_blind(report):
     assert "Drift: 1 difference on 1 of 2 hosts" in report.verdict()
     assert "Could not look, or not to the end: b." in report.verdict()
     assert 'celeryops_drift_looked{host="b"} 0' in report.metrics(1.0, 1.0)
+    assert "celeryops_drift_exit_code 2" in report.metrics(1.0, 1.0)
+    # Ansible's own code.
+    report.hosts["b"].unreachable = True
+    assert report.exit_code == report.data("now", 1.0)["exit_code"] == 4
+    assert "celeryops_drift_exit_code 4" in report.metrics(1.0, 1.0)
 
 
 def test_no_host_is_not_clean():
