@@ -526,7 +526,7 @@ WORKER = (
     ),
 )
 
-# What a stopped server, a package that is gone or a changed administrator hides.
+# What a package that is gone, a plugin that is off, a changed administrator or a missing vhost hides.
 HIDING = (
     Row(
         "redis",
@@ -543,20 +543,11 @@ HIDING = (
         "/etc/rabbitmq/enabled_plugins",
         "rabbitmq_management",
         "[].",
-        "rabbitmq-plugins --quiet disable --all",
+        # Below root's ordinary umask, or the command makes a file that it cannot read itself.
+        "(umask 022; rabbitmq-plugins --quiet disable --all)",
         ("rabbitmq: Choose the plugins",),
         round=2,
         more=("Say what cannot be compared",),
-    ),
-    Row(
-        "rabbitmq",
-        ".erlang.cookie",
-        SECRET,
-        SECRET,
-        "systemctl stop rabbitmq-server; echo weak >/var/lib/rabbitmq/.erlang.cookie",
-        ("rabbitmq: Make an Erlang cookie where it is missing or weak",),
-        round=2,
-        more=("service rabbitmq-server",),
     ),
     Row(
         "redis",
@@ -588,6 +579,15 @@ HIDING = (
         layer="object",
         round=4,
         more=("celery/", "celery.results"),
+    ),
+    Row(
+        "rabbitmq",
+        ".erlang.cookie",
+        SECRET,
+        SECRET,
+        "echo weak >/var/lib/rabbitmq/.erlang.cookie",
+        ("rabbitmq: Make an Erlang cookie where it is missing or weak",),
+        round=4,
     ),
 )
 
