@@ -32,10 +32,12 @@ _value:
 """
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.celeryops.hybrid.plugins.plugin_utils._certificates import days_left
 
 
 def certificate_days_left(value):
+    # Not above: Ansible loads all filters for every task that uses one, and cryptography takes longer than the task.
+    from ansible_collections.celeryops.hybrid.plugins.plugin_utils._certificates import days_left
+
     try:
         return days_left(value)
     except (ValueError, AttributeError) as error:

@@ -53,7 +53,12 @@ _value:
   sample: ["redis_tls_certificate (/srv/tls/broker1.pem) has expired on 2026-01-31. Renew it."]
 """
 
-from ansible_collections.celeryops.hybrid.plugins.plugin_utils._certificates import certificate_problems
+
+def certificate_problems(value, *arguments, **options):
+    # Not above: Ansible loads all filters for every task that uses one, and cryptography takes longer than the task.
+    from ansible_collections.celeryops.hybrid.plugins.plugin_utils import _certificates
+
+    return _certificates.certificate_problems(value, *arguments, **options)
 
 
 class FilterModule:

@@ -31,10 +31,12 @@ _value:
 """
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_topology import password_hash
 
 
 def rabbitmq_password_hash(value):
+    # Not above: Ansible loads all filters for every task that uses one, and this brings an HTTP client.
+    from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_topology import password_hash
+
     try:
         return password_hash(value)
     except (ValueError, KeyError, TypeError) as error:
