@@ -19,6 +19,8 @@ import textwrap
 import typing as t
 from pathlib import Path
 
+from ansible_collections.celeryops.hybrid.plugins.module_utils._files import HIDDEN
+
 # Exit codes; those of a failed and of an unreachable host are Ansible's own.
 CLEAN, BLIND, DRIFT, UNREACHABLE = 0, 2, 3, 4
 LAYERS = ("package", "file", "runtime", "object")
@@ -126,7 +128,7 @@ def _text(value: t.Any) -> str:
     if value is None:
         return "absent"
     if isinstance(value, t.Mapping):
-        return _fields(value, value) or "{}"
+        return _fields(value, [name for name in value if value[name] is not None]) or "{}"
     if isinstance(value, str):
         return value
     return json.dumps(value, default=str)
@@ -150,6 +152,18 @@ def _file(_name: str, arguments: Result, result: Result) -> list[Finding]:
         elif before is not None or after is not None:
             found.append(Finding("file", path, *_lines(str(before or ""), str(after or ""), diff)))
     return found or [Finding("file", path, "as declared", "differs")]
+
+
+def _files(name: str, _arguments: Result, result: Result) -> list[Finding]:
+    """Return what the module files found, one difference after the other."""
+    found = []
+    for diff in result.get("diff") or []:
+        path = diff.get("after_header") or diff["after"]["path"]
+        if diff["before"] == HIDDEN:
+            found.append(Finding("file", path, SECRET, SECRET))
+        else:
+            found += _file(name, {"path": path}, {"diff": diff})
+    return found
 
 
 def _lines(before: str, after: str, diff: Result) -> tuple[str, str]:
@@ -227,6 +241,7 @@ READERS: dict[str, t.Callable[[str, Result, Result], list[Finding]]] = {
     "debug": _sentence,
     "dpkg_selections": _selection,
     "file": _file,
+    "files": _files,
     "group": _account,
     "systemd_service": _service,
     "template": _file,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,15 @@ def tasks(items):
             yield item
 
 
+def paths(task):
+    """Return the paths of a task that writes files; of a list that a variable makes, the variable's name."""
+    given = task["celeryops.hybrid.files"]["files"]
+    names = re.findall(r"__\w+", given) if isinstance(given, str) else []
+    lists = {name: task.get("vars", {}).get(name, name) for name in names} or {"": given}
+    for name, entries in lists.items():
+        yield from [name] if isinstance(entries, str) else (entry["path"] for entry in entries)
+
+
 def managed(path):
     """Yield the names of what the tasks of a file manage."""
     role = path.parts[-3]
@@ -65,6 +75,8 @@ def managed(path):
         if module in OF_KINDS:
             own = task[f"celeryops.hybrid.{module}"]
             yield from (f"{role}: {kind}" for kind in OF_KINDS[module] & set(own))
+        elif module == "files":
+            yield from (f"{role}: {name}" for name in paths(task))
         elif module in READING or task.get("changed_when") is False:
             continue
         elif module != "debug" or task.get("changed_when"):
