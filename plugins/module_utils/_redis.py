@@ -367,22 +367,35 @@ class Runtime:
         """Return the declared lines that ``CONFIG GET`` does not show."""
         return [name for name in self._settings if name not in self._running()]
 
-    def repair(self, found: t.Sequence[Difference]) -> None:
-        """Change live what can be changed live. The files must say the same, or a restart undoes it."""
+    def repair(self, found: t.Sequence[Difference]) -> bool:
+        """Change live what can be changed live. The files must say the same, or a restart undoes it.
+
+        Returns:
+            Whether a setting waits for a restart all the same.
+        """
         changed = [item for item in found if item.live]
-        pairs: list[str] = []
-        for item in changed:
-            if item.kind == "setting":
-                pairs += (item.name, self._settings[item.name])
-        if pairs:
-            # One command, so that Redis takes all of them or none.
-            self._client.call("CONFIG", "SET", *pairs)
+        settings = {item.name: self._settings[item.name] for item in changed if item.kind == "setting"}
+        waits = False
+        try:
+            self._set(settings)
+        except RedisError as exc:
+            # The process has too few descriptors for so many clients. Its unit may have been given more just now.
+            if "maxclients" not in settings or "operating system" not in str(exc):
+                raise
+            waits = bool(settings.pop("maxclients"))
+            self._set(settings)
         # Not ACL LOAD: that closes the connections of every worker.
         declared = {user["name"]: user for user in self._users or ()}
         for item in changed:
             if item.kind == "user":
                 user = declared.get(item.name)
                 self._client.call("ACL", *(["SETUSER", *_words(user, "reset")] if user else ["DELUSER", item.name]))
+        return waits
+
+    def _set(self, settings: t.Mapping[str, str]) -> None:
+        if settings:
+            # One command, so that Redis takes all of them or none.
+            self._client.call("CONFIG", "SET", *(word for pair in settings.items() for word in pair))
 
     def check_rewrite(self) -> None:
         """Refuse to keep changes for a server that has no file to keep them in."""

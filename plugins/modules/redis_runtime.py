@@ -301,8 +301,8 @@ def main() -> None:
             }
             if live and module.params["rewrite"]:
                 runtime.check_rewrite()
-            if live and not module.check_mode:
-                runtime.repair(live)
+            if live and not module.check_mode and runtime.repair(live):
+                result["restart_required"] = True
             result["changed"] = bool(live)
             if live and not module.check_mode:
                 if any((item.name, item.declared) == ("appendonly", "yes") for item in live):
