@@ -595,7 +595,8 @@ HIDING = (
         "(umask 022; rabbitmq-plugins --quiet disable --all)",
         ("rabbitmq: /etc/rabbitmq/enabled_plugins",),
         round=3,
-        more=("Say what cannot be compared",),
+        # And its owner, now root.
+        more=("/etc/rabbitmq/enabled_plugins", "Say what cannot be compared"),
     ),
     Row(
         "redis",
