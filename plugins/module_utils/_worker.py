@@ -15,6 +15,7 @@ QUEUE = re.compile(r"[A-Za-z0-9_.-]+")
 APPLICATION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z_][\w.]*)?")
 SETTING = re.compile(r"[a-z][a-z0-9_]*")
 RESERVED_QUEUES = re.compile(r"unacked.*|_kombu\..*|celeryev.*|.*\.pidbox|celery\.undeliverable")
+MEMORY = re.compile(r"[1-9]\d*[KMGT]?|[1-9]\d?%|100%|infinity")
 GIT = re.compile(r"git\+(https|ssh|file)://\S+")
 ARCHIVES = (".whl", ".tar.gz", ".zip")
 LIMITED_POOLS = ("prefork",)
@@ -284,7 +285,14 @@ def _settings(v: dict[str, t.Any]) -> list[str]:
 
 
 def _unit(v: dict[str, t.Any]) -> list[str]:
+    found = []
     unknown = sorted(set(v["worker_sandbox_disabled"]) - set(v["sandbox"]))
     if unknown:
-        return [f"worker_sandbox_disabled names {', '.join(unknown)}; known are {', '.join(sorted(v['sandbox']))}."]
-    return []
+        found.append(
+            f"worker_sandbox_disabled names {', '.join(unknown)}; known are {', '.join(sorted(v['sandbox']))}."
+        )
+    if not MEMORY.fullmatch(str(v["worker_memory_max"])):
+        found.append(
+            f"worker_memory_max is {v['worker_memory_max']!r}: write it as 4G, 80% or infinity, as systemd does."
+        )
+    return found

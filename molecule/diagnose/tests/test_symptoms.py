@@ -127,10 +127,9 @@ HANGING = [
     Trouble(
         "pool.exhausted",
         "worker",
-        "python \"app.send_task('troubles.hold', [60], queue='slow')\"; sleep 4",
-        # Until it has ended.
-        'python "import time; c = app.connection_for_write().default_channel.client; '
-        "[time.sleep(1) for _ in range(90) if c.zcard('unacked_index')]\"",
+        "python \"app.send_task('troubles.hold', [120], queue='slow')\"; sleep 4",
+        'touch /var/lib/celery/let-go; python "import time; c = app.connection_for_write().default_channel.client; '
+        "[time.sleep(0.2) for _ in range(600) if c.zcard('unacked_index')]\"; rm /var/lib/celery/let-go",
         ("celery-worker@slow", "broker_pool_limit is"),
     ),
 ]

@@ -55,6 +55,7 @@ def test_one_variable_says_where_results_go(host):
         ("KillSignal", "15"),
         ("Restart", "always"),
         ("NoNewPrivileges", "yes"),
+        ("TasksMax", "2048"),
         ("User", "celery"),
     ],
 )

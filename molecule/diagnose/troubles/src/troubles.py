@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from pathlib import Path
 
 from celery import Celery
 from celery.utils.log import get_task_logger
@@ -23,11 +24,13 @@ def sleep(seconds: float) -> None:
 
 @app.task(name="troubles.hold")
 def hold(seconds: float) -> None:
-    """Take every connection of the pool, and keep them for a while."""
+    """Take every connection of the pool, and keep them for a while, or until told to let go."""
     held = [app.pool.acquire() for _ in range(app.pool.limit)]
     for connection in held:
         connection.default_channel.client.ping()
-    time.sleep(seconds)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not Path("/var/lib/celery/let-go").exists():
+        time.sleep(0.1)
     for connection in held:
         connection.close()
         connection.release()

@@ -27,6 +27,7 @@ def declared(tmp_path: Path) -> dict[str, Any]:
         "worker_default_priority": None,
         "worker_instances": [{"name": "default", "queues": ["celery"], "concurrency": 2}],
         "worker_longest_countdown": 600,
+        "worker_memory_max": "80%",
         "worker_packages": ["celery[redis]==5.7.0"],
         "worker_priority_steps": [0, 3, 6, 9],
         "worker_result_expires": 86400,
@@ -118,6 +119,7 @@ INSTANCE = {"name": "default", "queues": ["celery"]}
         ({"worker_settings": {"result_backend": "x"}}, "worker_settings", "worker_result_backend"),
         ({"worker_settings": {"task_acks_late": False}}, "worker_settings", "fixed"),
         ({"worker_settings": {"task_time_limit": 5}}, "worker_settings", "worker_task_time_limit"),
+        ({"worker_memory_max": "4 GB"}, "worker_memory_max", "80%"),
         ({"worker_sandbox_disabled": ["PrivateTemp"]}, "worker_sandbox_disabled", "PrivateTmp"),
     ],
 )

@@ -148,6 +148,8 @@ def test_instance(rendered: dict[str, str]) -> None:
         "StartLimitIntervalSec=0",
         "OOMPolicy=continue",
         "NoNewPrivileges=yes",
+        "MemoryMax=80%",
+        "TasksMax=2048",
         "MemoryDenyWriteExecute=yes",
         "SystemCallFilter=~@privileged @resources",
     ],
