@@ -13,7 +13,7 @@ def test_a_pickled_task_is_refused_and_its_letter_found_with_the_right_to_look(p
     done = playbook("verify", *QUEUES)
     assert done.returncode == 0, done.stdout
     for queue in ("celery", "slow"):
-        words = rf"ok +canary\.refused\[{queue}\] .* refused, and among the dead letters after \d+ ms; the letter was removed"
+        words = rf"ok +canary\.refused\[{queue}\] .* refused, and among the dead letters after \d+ ms"
         assert re.search(words, done.stdout), done.stdout
     assert re.search(r"ok +workers\.connections .* Redis: \d+ may be needed, 10000 are allowed", done.stdout), (
         done.stdout
