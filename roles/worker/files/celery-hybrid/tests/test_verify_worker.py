@@ -182,6 +182,7 @@ def test_a_good_deployment_passes_every_check_and_keeps_nothing_in_redis(deploym
     assert failed(found) == {}
     assert deployment.redis_keys() == before
     assert f"SUCCESS by {deployment.node}" in found["canary.roundtrip"]["actual"]
+    assert "back through RabbitMQ after" in found["canary.roundtrip"]["actual"]
     assert "application/json, in a stream" in found["canary.archive"]["actual"]
 
 

@@ -15,6 +15,7 @@ import uuid
 import zlib
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
+from datetime import datetime
 from typing import Any
 
 import amqp
@@ -281,13 +282,20 @@ class Canaries:
                 "Look at the workers' journal for errors when storing results, and whether every worker was restarted "
                 "since its environment file was written.",
             ) from exc
-        ended = time.perf_counter()
+        ended, now = time.perf_counter(), time.time()
         state = canary.result.state
         if state != "SUCCESS" or value != canary.nonce:
             raise Failed(f"{state}: {value!r}" if value != canary.nonce else f"the state is {state}")
         canary.node = getattr(canary.result, "worker", None)
         by = f" by {canary.node}" if canary.node else ""
-        return f"SUCCESS{by}: sent in {(sent - started) * 1000:.0f} ms, result after {(ended - sent) * 1000:.0f} ms"
+        legs = [("sent in", sent - started)]
+        back = _seconds_since(canary.result.date_done, now)
+        if back is not None and 0 <= back <= ended - sent:
+            # By the worker's clock, which is this host's where the canary ran here.
+            legs += [("done by the worker after", ended - sent - back), ("back through RabbitMQ after", back)]
+        else:
+            legs.append(("back after", ended - sent))
+        return f"SUCCESS{by}: {', '.join(f'{leg} {seconds * 1000:.0f} ms' for leg, seconds in legs)}"
 
     def _archived(self, canary: Canary, archive: Archive | Exception, seconds: float) -> str:
         if isinstance(archive, Failed):
@@ -436,6 +444,14 @@ class Canaries:
                 if len(batch) < _SCAN_BATCH:
                     break
         return False
+
+
+def _seconds_since(done: Any, now: float) -> float | None:
+    """Return how long before *now* a result says that it was done, if it does say."""
+    try:
+        return now - (done if isinstance(done, datetime) else datetime.fromisoformat(str(done))).timestamp()
+    except ValueError:
+        return None
 
 
 def _status(message: amqp.basic_message.Message) -> str:
