@@ -18,8 +18,9 @@ def test_a_pickled_task_is_refused_and_its_letter_found_with_the_right_to_look(p
     assert re.search(r"ok +workers\.connections .* Redis: \d+ may be needed, 10000 are allowed", done.stdout), (
         done.stdout
     )
-    legs = r"canary\.roundtrip\[celery\] .* sent in \d+ ms, done by the worker after \d+ ms, back through RabbitMQ after \d+ ms"
-    assert re.search(legs, done.stdout), done.stdout
+    assert re.search(
+        r"sent in \d+ ms, done by the worker after \d+ ms, back through RabbitMQ after \d+ ms", done.stdout
+    )
     passed = re.search(r"(\d+) of \1 checks passed", done.stdout)
     print(f"\ncounted: {passed[0] if passed else done.stdout}")
 

@@ -111,6 +111,14 @@ def started(host):
     return shell(host, f"systemctl show {UNIT} --property=ActiveEnterTimestampMonotonic --value").stdout.strip()
 
 
+def serves(host):
+    return shell(host, f"systemctl is-active {UNIT}").stdout.strip() == "active"
+
+
+def status(host):
+    return shell(host, f"systemctl show {UNIT} --property=StatusText --value").stdout
+
+
 def served(host):
     """Return the version that a host has."""
     return json.loads(shell(host, "cat /opt/celery/history.json").stdout or '[{"version": "ledger 1"}]')[-1]["version"]
@@ -211,9 +219,11 @@ def test_the_release_before_comes_back_in_one_command(phase):
 
 @pytest.mark.parametrize("how", ["stop", "restart", "hanging pool", "reboot"])
 def test_drain(phase, how):
+    # Something to drain.
+    assert wait_until(lambda: re.search("[1-9] tasks run", status("worker2")), 60)
+    before = started("worker2")
     if how == "reboot":
         shell("worker2", "systemctl reboot")
-        time.sleep(5)
     elif how == "hanging pool":
         # Children that hear nothing: what they have goes back before systemd's patience ends and kills all.
         hang = f"pkill -STOP --parent $(systemctl show --value --property=MainPID {UNIT})"
@@ -222,18 +232,18 @@ def test_drain(phase, how):
     else:
         done = shell("worker2", f"systemctl {how} '{UNIT}' && systemctl start '{UNIT}'")
         assert done.returncode == 0, done.stderr
-    assert wait_until(lambda: shell("worker2", f"systemctl is-active {UNIT}").stdout.strip() == "active", 120)
-    # Something to drain for the next one.
-    time.sleep(15)
+    assert wait_until(lambda: started("worker2") not in ("", before) and serves("worker2"), 120)
 
 
 def test_shutdown_of_a_host(phase):
     tool = [sys.executable, str(ROOT / "tests" / "hosts" / "testhosts.py")]
+    assert wait_until(lambda: re.search("[1-9] tasks run", status("worker2")), 60)
+    before = started("worker2")
     shell("worker2", "systemctl poweroff")
-    time.sleep(20)
+    # Nobody answers any more, or somebody new does: it has drained.
+    assert wait_until(lambda: started("worker2") != before, 120)
     subprocess.run([*tool, "up", f"--inventory={INVENTORY}"], check=True, timeout=300)
-    assert wait_until(lambda: shell("worker2", f"systemctl is-active {UNIT}").stdout.strip() == "active", 120)
-    time.sleep(10)
+    assert wait_until(lambda: started("worker2") not in ("", before) and serves("worker2"), 120)
 
 
 def test_nothing_was_lost_and_work_never_stopped(load):
