@@ -69,6 +69,15 @@ def retry(self, path):
     raise self.retry(exc=ValueError("still no good"), countdown=0.1)
 
 
+@app.task(name="letters.retry_when", shared=False, bind=True)
+def retry_when(self, path, go):
+    note(path)
+    if self.request.retries == 0 and not Path(f"{path}.again").exists():
+        wait(f"{path}.waits", go)
+        Path(f"{path}.again").touch()
+        raise self.retry(countdown=0.1, max_retries=1)
+
+
 @app.task(name="letters.reject", shared=False)
 def reject():
     raise Reject("not mine", requeue=False)

@@ -74,3 +74,23 @@ def test_each_task_runs_once(app, runs, shell):
         assert run.worker.log.read_text().count("Connected again: ") >= 3
     wait_until(lambda: time.monotonic() - begun > 25, 30)
     end(app, runs)
+
+
+def test_a_retry_that_cannot_be_sent(app, runs, shell):
+    """A task that wants to run again while Redis is away is no dead letter: it runs again when Redis is back."""
+    results = [run.send("letters.retry_when", "retry", str(run.path / "away")) for run in runs]
+    for run in runs:
+        wait_until((run.path / "retry.waits").exists, 20)
+    shell("sleep 1.5; systemctl stop redis-server")
+    try:
+        for run in runs:
+            (run.path / "away").touch()
+        time.sleep(4)  # Celery tries for less than a second
+    finally:
+        shell("systemctl start redis-server")
+    for result in results:
+        result.get(timeout=AGAIN + LOAD)
+    for run in runs:
+        assert (run.path / "retry").read_text() == "ran\n" * 2
+        run.names.remove("retry")
+    end(app, runs)

@@ -441,6 +441,7 @@ def test_a_lost_binding_table_loses_no_message(broker, restorer):
 
 
 def test_a_consumer_binds_again_and_says_so(broker, caplog):
+    caplog.set_level("WARNING")  # workers in this process have raised it
     queue = Queue("q", Exchange("named", type="direct"), routing_key="key")
     reader = Reader(broker.connect("atomic"), [queue])
     broker.redis.delete(broker.key("_kombu.binding.named"))
@@ -450,6 +451,19 @@ def test_a_consumer_binds_again_and_says_so(broker, caplog):
     assert "lost the binding of queue q to exchange named" in caplog.text
     broker.send([1])
     assert reader.read(1) == [1]
+
+
+def test_a_server_that_refuses_for_now_is_asked_again(broker, caplog):
+    """Its disk is full, or here: its replicas are away."""
+    broker.send([1])
+    broker.redis.config_set("min-replicas-to-write", 1)
+    try:
+        reader = Reader(broker.connect("atomic"))
+        assert reader.read(1, timeout=0.5) == []
+    finally:
+        broker.redis.config_set("min-replicas-to-write", 0)
+    assert "hands out no messages for now" in caplog.text
+    assert reader.read(1, timeout=10) == [1]
 
 
 def test_an_undeliverable_message_is_kept_and_a_late_answer_is_not(broker):
@@ -487,6 +501,7 @@ def test_redis_tells_when_messages_arrive(broker, monkeypatch):
 
 
 def test_a_server_that_does_not_tell_is_asked(broker, monkeypatch, caplog):
+    caplog.set_level("WARNING")
     monkeypatch.setattr(transport, "_TRACK", ("CLIENT", "NO-SUCH-COMMAND"))
     delays = _delays(broker, Reader(broker.connect("atomic"), ["p", "q"]))
     assert delays[5] < 1

@@ -192,7 +192,10 @@ class Consumer(base.Consumer):  # type: ignore[misc]
                 virtual.QoS.append(channel.qos, message, tag)
                 kept += 1
             else:
-                channel.qos.restore_by_tag(tag)
+                try:
+                    channel.qos.restore_by_tag(tag)
+                except channel.channel_errors as exc:
+                    logger.warning("A task that has not begun comes again after the visibility timeout: %r", exc)
                 message.channel = None
                 back += 1
             del self._held[tag]
@@ -269,6 +272,7 @@ class Consumer(base.Consumer):  # type: ignore[misc]
     def leave(self, message: Any) -> None:
         """Let go of a message that can neither be used nor put away; Redis brings it again after a while."""
         self._owed.pop(message.delivery_tag, None)
+        self._held.pop(message.delivery_tag, None)
         if message.channel is not None:
             virtual.QoS.ack(message.channel.qos, message.delivery_tag)
 
@@ -278,7 +282,9 @@ class Consumer(base.Consumer):  # type: ignore[misc]
         Raises:
             Exception: whatever the transport raises; it was not sent, or it is not known.
         """
-        channel = self.task_consumer.channel
+        channel = getattr(self.task_consumer, "channel", None)
+        if channel is None or channel.connection is None:
+            raise ConnectionError("there is no connection to Redis at the moment")
         letter = Letter.of(message, MALFORMED, self.queue_of(message), self.hostname)
         send(channel, letter, letter.queue, headers, letter.properties)
 

@@ -15,6 +15,7 @@ from celery import signals, states
 from celery.exceptions import Ignore, Reject, Retry, Terminated, TimeLimitExceeded, WorkerLostError
 from celery.worker import request as base
 from celery.worker import state
+from kombu.exceptions import OperationalError
 
 from celery_hybrid.tasks.dead_letters import ETA, FAILED, LOST, LOST_HEADER, REJECTED, REVOKED, TIME_LIMIT
 
@@ -103,7 +104,9 @@ class Request(base.Request):  # type: ignore[misc]
         if self._stopped() or isinstance(exc, (Terminated, Ignore, Retry, SystemExit, KeyboardInterrupt)):
             return None
         if isinstance(exc, Reject):
-            return None if exc.requeue else REJECTED
+            # Celery's word for a retry() that could not be sent: the task shall run again, nobody has refused it.
+            unsent = isinstance(exc.reason, OperationalError)
+            return None if exc.requeue else LOST if unsent else REJECTED
         if isinstance(exc, WorkerLostError):
             # Celery 5.7 looks whether the task had been done before; it will look once more, and acknowledge.
             done = getattr(self, "_success_was_stored", None)
@@ -142,8 +145,13 @@ class Request(base.Request):  # type: ignore[misc]
         try:
             keeper.send_again(self._message, {**headers, LOST_HEADER: lost + 1, "eta": eta.isoformat()})
         except Exception as failure:
-            logger.warning("%s[%s] stays in Redis, which does not answer: %r", self.name, self.id, failure)
-            self._leave()
+            logger.warning("Task %s[%s] did not end, and goes back to Redis: %r", self.name, self.id, failure)
+            if isinstance(failure, keeper.connection_errors):
+                base.task_ready(self)
+                self.acknowledged = True
+                keeper.settle(self._message, True)  # as soon as Redis is back
+            else:
+                self._leave()
             return True
         logger.warning(
             "Task %s[%s] did not end (%s); it runs again at %s, for the %d. of %d times.",

@@ -35,7 +35,7 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.eventio import READ, poll
 from kombu.utils.json import dumps, loads
 from kombu.utils.scheduling import priority_cycle, round_robin_cycle, sorted_cycle
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError, OutOfMemoryError, ResponseError
 
 from celery_hybrid.tasks.transport_scripts import MOVE, OVERDUE, TAKE
 
@@ -53,6 +53,8 @@ _OVERDUE_AT_ONCE = 100
 _LOOK_SECONDS = 5.0
 _POLL_SECONDS = 0.1
 _CHECK_SECONDS = 60.0
+# What Redis says when it writes nothing for now: its disk is full, its replicas are away, a script does not end.
+_FOR_NOW = ("MISCONF", "NOREPLICAS", "BUSY ")
 
 
 def install() -> None:
@@ -74,6 +76,10 @@ def _readable(sock: Any) -> bool:
         return bool(poller.poll(0))
     finally:
         poller.close()
+
+
+def _is_for_now(error: ResponseError) -> bool:
+    return isinstance(error, OutOfMemoryError) or str(error).startswith(_FOR_NOW)
 
 
 class QoS(stock.QoS):
@@ -152,6 +158,11 @@ class Poller(stock.MultiChannelPoller):
         elif channel is not None:
             super().on_readable(fileno)
 
+    def on_poll_init(self, poller: Any) -> None:
+        """Begin; what is overdue is put back later, too, if Redis refuses it now."""
+        with suppress(ResponseError):
+            super().on_poll_init(poller)
+
     def get(self, callback: Any, timeout: float | None = None) -> Any:
         """Wait for one event, without an event loop; wake up for what channels have to do meanwhile."""
         longest = min((channel._pause for channel in self._channels), default=_LOOK_SECONDS)
@@ -164,7 +175,7 @@ class Poller(stock.MultiChannelPoller):
                 try:
                     channel.qos.restore_visible(num=channel.unacked_restore_limit)
                     channel._check()
-                except channel.connection_errors:
+                except (*channel.connection_errors, ResponseError):
                     # The connection that waits for messages sees it too, and reports it.
                     logger.debug("Could not restore messages, will try again", exc_info=True)
                 return
@@ -199,6 +210,7 @@ class Channel(stock.Channel):
     _by_hash = False
     _pause = _LOOK_SECONDS
     _checked = float("-inf")
+    _refused = float("-inf")
     _warned = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -358,6 +370,14 @@ class Channel(stock.Channel):
             self._by_hash = False
             self._send_take(connection)
             raise Empty from None
+        except ResponseError as error:
+            if not _is_for_now(error):
+                raise
+            if monotonic() - self._refused > _CHECK_SECONDS:
+                self._refused = monotonic()
+                logger.error("Redis hands out no messages for now, and is asked again every few seconds: %s", error)
+            self._in_poll, self._idle_since = connection, monotonic()
+            raise Empty from error
         except self.connection_errors as error:
             connection.disconnect()
             if not waiting:
