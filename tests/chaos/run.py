@@ -38,6 +38,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hosts"))
 from lab import (
@@ -57,6 +58,7 @@ from lab import (
     markdown,
     root,
     say,
+    secret,
     venv,
 )
 
@@ -371,7 +373,9 @@ class Faults:
             self.servers.shell(f"dd if=/dev/zero of={DATA}/others bs=4k >/dev/null 2>&1 || true")
             self.between(4, 7)
         finally:
-            self.servers.shell(f"rm -f {DATA}/others; systemctl start redis-server")
+            self.servers.shell(
+                f"rm -f {DATA}/others; systemctl reset-failed redis-server; systemctl start redis-server"
+            )
         self.between(4, 7)
 
     @contextlib.contextmanager
@@ -385,9 +389,15 @@ class Faults:
             root("nsenter", "--target", pid, "--mount", "--pid", *arguments)
 
         self.servers.shell(f"systemctl stop redis-server; rm -rf {SAVED}; cp -a {DATA} {SAVED}")
-        mount("mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", DATA)
+        size = 64 + int(self.servers.shell(f"du -sm {SAVED} | cut -f 1"))
+        mount("mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", DATA)
         try:
             self.servers.shell(f"cp -a {SAVED}/. {DATA}/; chown redis:redis {DATA}; systemctl start redis-server")
+            # With 'always' it would just end. So it says no to whatever writes, and goes on.
+            self.servers.shell(
+                "read -r REDISCLI_AUTH; export REDISCLI_AUTH; redis-cli --user stock config set appendfsync everysec",
+                stdin=unquote(secret("redis_stock")),
+            )
             yield
         finally:
             self.servers.shell(
@@ -395,7 +405,8 @@ class Faults:
             )
             mount("umount", DATA)
             self.servers.shell(
-                f"rm -rf {DATA}/appendonlydir; cp -a {SAVED}/. {DATA}/; rm -rf {SAVED}; systemctl start redis-server"
+                f"rm -rf {DATA}/appendonlydir; cp -a {SAVED}/. {DATA}/; rm -rf {SAVED}; "
+                "systemctl reset-failed redis-server; systemctl start redis-server"
             )
 
 
@@ -439,10 +450,18 @@ COLUMNS = (
     ("twice", "twice", "begun more than once: a worker was lost, or Redis was away; the guard is for that"),
     ("effects", "effects", "tasks with a side effect"),
     ("again", "again", "side effects beyond the first of a task, as the outside world sees them without its own key"),
-    ("through", "through", "of these, past a receipt or a claim of the guard; the others: the run before died at work"),
+    (
+        "through",
+        "through",
+        "of these, past a receipt or a claim of the guard; the others: the run before died or was paused",
+    ),
     ("readable", "readable", "right results, read by a fresh process"),
     ("letters", "letters", "good tasks that are dead letters"),
-    ("in_redis", "in Redis", "not done when nothing moved any more, good or bad"),
+    (
+        "in_redis",
+        "in Redis",
+        "not done when nothing moved any more; a message that ends workers holds others up",
+    ),
     ("lost", "lost", "sent; and no result, no dead letter, not in Redis"),
     ("bad", "bad", "bad messages sent"),
     ("bad_kept", "kept", "of these, as dead letters with the right reason"),
@@ -455,7 +474,9 @@ def count(title: str, side: Side, numbers: range, sent: dict[str, Any], seen: di
     """Count what became of the tasks of a phase."""
 
     def notes(name: str) -> list[tuple[int, list[str]]]:
-        return [(int(line[0]), line[1:]) for line in lines_of(side.notes / name) if int(line[0]) in numbers]
+        # Stock runs some of the bad messages, which have a marker instead of a number.
+        lines = (line for line in lines_of(side.notes / name) if line[0].isdigit())
+        return [(int(line[0]), line[1:]) for line in lines if int(line[0]) in numbers]
 
     good = {number for number, _ in notes("sent")}
     runs = Counter(number for number, _ in notes("executed"))
@@ -529,25 +550,50 @@ def table(rows: Sequence[Row]) -> str:
     return markdown(cells)
 
 
-def report(rows: Sequence[Row], versions: str, seed: int, seconds: float, skipped: Sequence[str]) -> str:
-    """Return the table with what has to be known about it."""
-    sent = max((sum(row.sent for row in rows if row.side == side) for side in ("ours", "stock")), default=0)
-    load = f"{os.getloadavg()[2]:.0f}"
+def summary(rows: Sequence[Row], side: str) -> str:
+    """Return in a sentence how a side has fared."""
+
+    def total(name: str) -> int:
+        return sum(getattr(row, name) for row in rows if row.side == side)
+
+    lost = f"lost {total('lost')} of {total('sent')} good tasks and {total('bad_lost')} of {total('bad')} bad ones"
+    again = f"left {total('in_redis')} in Redis undone, and repeated {total('again')} side effects"
+    guarded = f", {total('through')} of them past the guard" if side == "ours" else ""
+    return f"**{side}** {lost}, {again}{guarded}."
+
+
+def report(rows: Sequence[Row], strokes: Counter[str], conditions: Sequence[str], skipped: Sequence[str]) -> str:
+    """Return the table with what has to be known about it.
+
+    Args:
+        rows: of all phases.
+        strokes: how often there was each fault.
+        conditions: of the run, in sentences.
+        skipped: titles of phases for which there was no time.
+    """
     lines = [
         "# What is lost when everything breaks",
         "",
-        f"`make chaos CHAOS='--seed {seed}'`: {sent} good tasks a side in {seconds:.0f} s, on {os.cpu_count()} cores",
-        f"that all servers, workers and clients share (load {load}).",
-        f"{versions}.",
+        *(f"* {summary(rows, side)}" for side in dict.fromkeys(row.side for row in rows)),
+        "",
+        *conditions,
         "",
         "Both sides live through the same faults at the same moments, with the settings of deployed workers and a",
         f"visibility timeout of {VISIBILITY:.0f} s. **ours**: consumer, transport and guard of celery-hybrid.",
         "**stock**: Celery's own consumer and kombu's transport, no guard. Its results go to celery-hybrid's backend",
-        "too, because Celery has none that keeps them in RabbitMQ.",
+        "too, because Celery has none that keeps them in RabbitMQ. Redis has appendfsync always, so what it has",
+        "confirmed is on its disk.",
         "",
         table(rows),
         "",
         *(f"* **{label}**: {what}" for _, label, what in COLUMNS),
+        "",
+        "The faults, while tasks are sent:",
+        "",
+        *(
+            f"* **{name.replace('_', ' ')}**, {times} times: {getattr(Faults, name).__doc__}"
+            for name, times in sorted(strokes.items())
+        ),
     ]
     if skipped:
         lines += ["", f"There was no time for: {', '.join(skipped)}."]
@@ -568,6 +614,7 @@ class Run:
     def __init__(self, faults: Faults, seed: int) -> None:
         self.faults = faults
         self.seed = seed
+        self.strokes: Counter[str] = Counter()
 
     def phase(self, number: int, phase: Phase) -> list[Row]:
         """Run one phase."""
@@ -605,6 +652,7 @@ class Run:
                 self.faults.hold(0.5)
             seen = [reader.answer()[0] for reader in readers]
             starts = [side.close() for side in sides]
+        self.strokes += strokes
         made = ", ".join(f"{times} times {name.replace('_', ' ')}" for name, times in strokes.items())
         quiet = " and ".join(f"{each['seconds']:.0f} s" for each in seen)
         say(f"  {made or 'no faults'}; sent in {counting - begun:.0f} s, quiet {quiet} later")
@@ -623,7 +671,7 @@ class Run:
         """Wait until the workers of each side are at work; those that have just started would be no match."""
         end = time.monotonic() + 60
         for side in self.faults.sides:
-            while not any(int(number) >= first for number, _ in lines_of(side.notes / "executed")):
+            while not any(line[0].isdigit() and int(line[0]) >= first for line in lines_of(side.notes / "executed")):
                 if time.monotonic() > end:
                     raise SystemExit(f"No task runs; see {CACHE / side.name}.log.")
                 self.faults.hold(0.2)
@@ -704,7 +752,13 @@ def main() -> int:
                 say(f"{phase.title} …")
                 rows += run.phase(PHASES.index(next(each for each in PHASES if each.name == phase.name)), phase)
         finally:
-            text = report(rows, f"{versions}; {', '.join(PINS)}", options.seed, time.monotonic() - begun, skipped)
+            seconds = time.monotonic() - begun
+            conditions = (
+                f"`make chaos CHAOS='--seed {options.seed}'`: {seconds:.0f} s, on {os.cpu_count()} cores",
+                f"that all servers, workers and clients share (load {os.getloadavg()[2]:.0f}).",
+                f"{versions}; {', '.join(PINS)}.",
+            )
+            text = report(rows, run.strokes, conditions, skipped)
             print(text, flush=True)
             if options.write:
                 options.write.write_text(text)
