@@ -24,7 +24,8 @@ What it cannot guarantee, and nobody can from this side alone:
 * A run that dies *after* the outside world has acted and *before* the receipt is recorded leaves a claim. The next run
   takes over and acts again. Hence the outside world must know the key as well: hand it on as the idempotency key.
 * ``lease`` must be longer than a run can last (the task's hard time limit). A run that outlives its lease may meet a
-  second one; it notices when it wants to record, and says so with :exc:`LostClaimError`.
+  second one; it notices when it wants to record, and says so with :exc:`LostClaimError`. When there was none, its
+  outcome is recorded all the same.
 * Redis with ``appendfsync everysec`` may lose its last second in a power failure, and its last two when it is killed
   while its disk is busy; a claim with it. ``appendfsync always`` loses none.
 """
@@ -72,7 +73,7 @@ class BeingDoneError(HybridError):
 
 
 class LostClaimError(HybridError):
-    """The claim ran out before the outcome was recorded: ``lease`` is shorter than the work."""
+    """The claim ran out before the outcome was recorded, and another run has begun."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class Guard:
 
         Raises:
             BeingDoneError: another run holds the claim.
-            LostClaimError: the claim had run out before the work was done.
+            LostClaimError: the claim had run out before the work was done, and another run has begun.
         """
         claim = self.claim(key)
         if not isinstance(claim, Claim):
@@ -193,14 +194,18 @@ class Guard:
         """Record the outcome; from now on every run returns it.
 
         Raises:
-            LostClaimError: the claim had run out, so another run may have done the work as well.
+            LostClaimError: the claim had run out, and another run has begun, so the work may be done twice.
         """
         name, receipt = self._prefix + claim.key, f"{json.dumps(outcome)}{_OF}{claim.token}"
-        # The second time for a client of Redis that has asked again: then it is our own receipt that stands there.
-        if not any(self._records.replace(name, text, receipt, self._keep) for text in (claim.token, receipt)):
+        if self._records.replace(name, claim.token, receipt, self._keep):
+            return
+        # The claim has run out, and nobody has begun since: the work is done, and the next run shall know.
+        found = self._records.begin(name, receipt, self._keep)
+        # Our own receipt stands there when a client of Redis has asked again, because an answer was lost.
+        if found is not None and found[0] != receipt:
             raise LostClaimError(
-                f"The claim on {claim.key} ran out after {self._lease} s, before the work was done: "
-                "make the lease longer than the task's time limit."
+                f"The claim on {claim.key} ran out after {self._lease} s, before the work was done, and another run "
+                "has begun: make the lease longer than the task's time limit."
             )
 
     def release(self, claim: Claim) -> None:

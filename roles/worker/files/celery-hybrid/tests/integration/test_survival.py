@@ -53,10 +53,18 @@ def freeze(shell, app):
     shell("systemctl kill -s STOP redis-server; sleep 12; systemctl kill -s CONT redis-server")
 
 
+def refuse(shell, app):
+    """Write nothing, as when the disk is full."""
+    with redis.from_url(needed("CELERY_HYBRID_TEST_BROKER_ADMIN")) as server:
+        server.config_set("min-replicas-to-write", 1)
+        time.sleep(3)
+        server.config_set("min-replicas-to-write", 0)
+
+
 def test_each_task_runs_once(app, runs, shell):
     """Through one fault after the other; all together take longer than the visibility timeout."""
     begun = time.monotonic()
-    for number, fault in enumerate((restart, kill, kill_connections, freeze)):
+    for number, fault in enumerate((restart, kill, kill_connections, freeze, refuse)):
         later = [run.send("letters.work", f"later-{number}", countdown=5) for run in runs]
         # Received, and on the disk of Redis.
         time.sleep(1)

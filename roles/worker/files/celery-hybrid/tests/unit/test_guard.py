@@ -88,6 +88,13 @@ def test_what_may_have_happened_is_waited_for(guard):
         guard.claim("a")
 
 
+def test_a_claim_that_ran_out_while_nobody_came(guard, table):
+    claim = guard.claim("a")
+    table.clear()
+    guard.record(claim, 1)
+    assert guard.claim("a") == 1
+
+
 def test_a_lost_claim_is_noticed(guard, table):
     claim = guard.claim("a")
     table.clear()

@@ -194,7 +194,7 @@ class Consumer(base.Consumer):  # type: ignore[misc]
             else:
                 try:
                     channel.qos.restore_by_tag(tag)
-                except channel.channel_errors as exc:
+                except self.channel_errors as exc:
                     logger.warning("A task that has not begun comes again after the visibility timeout: %r", exc)
                 message.channel = None
                 back += 1
