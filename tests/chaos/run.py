@@ -591,7 +591,7 @@ def report(rows: Sequence[Row], strokes: Counter[str], conditions: Sequence[str]
         "The faults, while tasks are sent:",
         "",
         *(
-            f"* **{name.replace('_', ' ')}**, {times} times: {getattr(Faults, name).__doc__}"
+            f"* **{name.replace('_', ' ')}** ({times} x): {getattr(Faults, name).__doc__}"
             for name, times in sorted(strokes.items())
         ),
     ]
