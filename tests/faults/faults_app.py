@@ -109,8 +109,8 @@ def watch() -> None:
     add, write = Outbox.add, Writer.write
     way = threading.local()
 
-    def watched_add(self: Outbox, record: Record, reply_to: str | None, reserve: bool = False) -> None:
-        add(self, record, reply_to, reserve)
+    def watched_add(self: Outbox, *args: Any, **kwargs: Any) -> None:
+        add(self, *args, **kwargs)
         way.outbox = True
 
     def watched_write(self: Writer, record: Record, reply_to: str | None = None) -> None:
