@@ -651,6 +651,7 @@ EXEMPT = {
 }
 # Tasks of these files make what one other task declares, or are handlers' doing.
 EXEMPT_FILES = {
+    "rabbitmq/tasks/plugins.yml": "does what a handler asks for",
     "rabbitmq/tasks/restart.yml": "does what a handler asks for",
     "redis/tasks/restart.yml": "does what a handler asks for",
     "worker/tasks/release_back.yml": "of the playbook release: puts back what it has changed",
