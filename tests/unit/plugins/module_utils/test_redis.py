@@ -342,3 +342,16 @@ def test_the_readme_gives_the_rights_and_their_reasons() -> None:
 def row(why: str, *columns: str) -> str:
     cells = (f"`{cell}`".replace("|", "\\|") if cell else "" for cell in columns)
     return f"| {why} | {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("-@all +@hash +@set +get +ping", "-@all +@set +@hash +ping +get", True),
+        ("+@hash -hdel", "-hdel +@hash", False),
+        ("-@hash +@set", "+@set -@hash", False),
+        ("+script -script|load", "-script|load +script", False),
+    ],
+)
+def test_order_counts_where_rules_overlap(one, other, same):
+    assert (redis._settled(one.split()) == redis._settled(other.split())) == same
