@@ -74,7 +74,7 @@ lint: venv ## yamllint, ansible-lint, ruff, mypy
 	@ansible-lint --offline
 	@ruff check .
 	@ruff format --check .
-	@mypy tests/hosts tests/package tests/modules/run.py tests/bench/topology.py tests/celery_suite/run.py demo tools
+	@MYPYPATH=tests/hosts mypy tests/hosts tests/package tests/modules/run.py tests/bench/topology.py tests/celery_suite/run.py demo tools
 	@MYPYPATH=tests/hosts:tests/bench mypy tests/bench/transport.py
 	@for suite in bench faults chaos; do MYPYPATH="tests/hosts:tests/$$suite" mypy "tests/$$suite/run.py" || exit; done
 	@python3 tools/variables.py --check

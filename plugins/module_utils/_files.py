@@ -16,6 +16,37 @@ Diff = dict[str, t.Any]
 HIDDEN = "(secret)\n"
 
 
+class Pending:
+    """Changed paths that are not in use yet: a run may end between a change and the restart that it needs.
+
+    Args:
+        path: of the file that keeps them, or nothing.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self._path = Path(path) if path else None
+        self._names: list[str] = []
+        if self._path is not None and self._path.exists():
+            self._names = self._path.read_text().splitlines()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def add(self, name: str) -> None:
+        """Keep a path, before it changes."""
+        if self._path is None or name in self._names:
+            return
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._path.open("a") as file:
+            file.write(f"{name}\n")
+        self._names.append(name)
+
+    def told(self, name: str) -> Diff:
+        """Return how ``--diff`` and the drift report show it."""
+        waits = "not since it was written: a run ended before the restart"
+        return {"before": {"path": name, "in use": waits}, "after": {"path": name, "in use": "yes"}}
+
+
 def kind_of(path: Path) -> str:
     """Return ``file``, ``directory``, ``link``, ``absent``, or what else stands there."""
     try:
@@ -28,13 +59,28 @@ def kind_of(path: Path) -> str:
     return "device or socket"
 
 
-def bring(module: t.Any, entry: t.Mapping[str, t.Any]) -> list[Diff]:
-    """Bring one entry of the module *files* to its declaration; return what differed, as ``--diff`` shows it.
+def bring(module: t.Any, entry: t.Mapping[str, t.Any], pending: Pending) -> list[Diff]:
+    """Compare one entry of the module *files*, and bring it to its declaration when it differs and may be written.
 
     Raises:
         OSError: it cannot be read or written.
         ValueError: something of another type stands in the way, or what is to be validated is not valid.
     """
+    only_look, module.check_mode = module.check_mode, True
+    try:
+        differs = _bring(module, entry)
+    finally:
+        module.check_mode = only_look
+    if differs and not only_look:
+        pending.add(entry["path"])
+        _bring(module, entry)
+    elif not differs and entry["path"] in pending:
+        differs = [pending.told(entry["path"])]
+    return differs
+
+
+def _bring(module: t.Any, entry: t.Mapping[str, t.Any]) -> list[Diff]:
+    """Bring an entry to its declaration, but for check mode; return what differed, as ``--diff`` shows it."""
     path, state = Path(entry["path"]), entry["state"]
     actual = kind_of(path)
     # A file may take the place of a link, which hides nothing.

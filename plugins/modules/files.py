@@ -64,6 +64,13 @@ options:
       validate:
         description: A command that must accept the file before it is in use; V(%s) is where it is.
         type: str
+  pending:
+    description:
+      - File that keeps the changed paths until they are in use; whoever restarts what reads them removes it.
+      - While a path is in it, the task reports the path as changed, so that the next run makes good what one left out
+        that ended before the restart.
+      - Best below C(/run), so that a reboot, which is a restart, forgets it.
+    type: path
 """
 
 EXAMPLES = r"""
@@ -81,7 +88,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 changed_paths:
-  description: The paths that were, or would be, changed.
+  description: The paths that were, or would be, changed, and those that O(pending) names.
   returned: always
   type: list
   elements: str
@@ -91,7 +98,7 @@ changed_paths:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.celeryops.hybrid.plugins.module_utils._files import bring
+from ansible_collections.celeryops.hybrid.plugins.module_utils._files import Pending, bring
 
 
 def argument_spec() -> dict[str, Any]:
@@ -116,7 +123,10 @@ def argument_spec() -> dict[str, Any]:
             ("state", "link", ("target",)),
         ],
     }
-    return {"files": {"type": "list", "elements": "dict", "required": True, "options": entry, **rules}}
+    return {
+        "files": {"type": "list", "elements": "dict", "required": True, "options": entry, **rules},
+        "pending": {"type": "path"},
+    }
 
 
 def main() -> None:
@@ -124,9 +134,10 @@ def main() -> None:
     module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
     changed: list[str] = []
     diff: list[dict[str, Any]] = []
+    pending = Pending(module.params["pending"])
     for entry in module.params["files"]:
         try:
-            found = bring(module, entry)
+            found = bring(module, entry, pending)
         except (OSError, ValueError) as exc:
             module.fail_json(msg=f"{entry['path']}: {exc}", changed=bool(changed), changed_paths=changed, diff=diff)
         if found:

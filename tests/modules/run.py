@@ -18,8 +18,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-BIN = ROOT / ".venv" / "bin"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hosts"))
+from lab import BIN, PINS, ROOT, venv
+
 ENVIRONMENT = {
     **os.environ,
     "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
@@ -33,10 +34,10 @@ def run(*command: str | Path, **environment: str) -> int:
     return subprocess.run([str(part) for part in command], cwd=ROOT, env=settings, check=False).returncode
 
 
-def run_tests(host: str, inventory: Path, arguments: list[str]) -> int:
+def run_tests(host: str, inventory: Path, stock: Path, arguments: list[str]) -> int:
     """Run the tests against one host, whose name is in that of each test; return the exit status."""
     tests: tuple[str | Path, ...] = (BIN / "pytest", "tests/modules", "-p", "no:cacheprovider", "-k", host, *arguments)
-    environment = {**ENVIRONMENT, "MODULES_INVENTORY": str(inventory)}
+    environment = {**ENVIRONMENT, "MODULES_INVENTORY": str(inventory), "MODULES_STOCK": str(stock)}
     done = subprocess.run(tests, cwd=ROOT, env=environment, text=True, capture_output=True, check=False)
     # In one go, because the other host's may come at the same time.
     print(f"-- modules against {host}\n{done.stdout}{done.stderr}", end="", flush=True)
@@ -58,8 +59,10 @@ def main() -> int:
     try:
         if run(*hosts, "up", "-i", inventory) or run(*site, *quick, ANSIBLE_DISPLAY_OK_HOSTS="false"):
             return 1
+        # The Celery of the workers, and nothing of ours; both runs share it.
+        stock = venv(ROOT / ".cache" / "modules" / "stock", *PINS)
         with ThreadPoolExecutor() as pool:
-            return max(pool.map(lambda host: run_tests(host, inventory, rest), ("debian12", "debian13")))
+            return max(pool.map(lambda host: run_tests(host, inventory, stock, rest), ("debian12", "debian13")))
     finally:
         if not arguments.keep:
             run(*hosts, "down", "-i", inventory)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +18,6 @@ from ansible_collections.celeryops.hybrid.plugins.module_utils._redis_client imp
 
 from redis_servers import ADMIN, OFF, Server
 
-ROOT = Path(__file__).resolve().parents[2]
-STOCK = ROOT / ".cache" / "stock-celery"
-REQUIREMENTS = ("celery[redis]==5.7.0", "kombu==5.7.0", "redis==8.1.0")
 DATABASE = 2
 # As roles/redis/README.md gives them for the queues of the application.
 KEYS = ["celery*", "slow*", "news*", "brief*", "_kombu.binding*", "unacked*", "*.celery.pidbox*", "celeryev.*"]
@@ -36,12 +32,7 @@ NOT_ALWAYS = OURS | {"unwatch"}
 @pytest.fixture(scope="session")
 def stock() -> Path:
     """The Python of a virtual environment with the Celery of the workers, and nothing of ours."""
-    python = STOCK / "bin" / "python"
-    if not (STOCK / "complete").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", STOCK], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *REQUIREMENTS], check=True)
-        (STOCK / "complete").touch()
-    return python
+    return Path(os.environ["MODULES_STOCK"]) / "bin" / "python"
 
 
 class Application:

@@ -535,7 +535,7 @@ WORKER = (
         "/opt/celery/environments/copy",
         # A copy, so that the workers go on.
         "cd /opt/celery; cp -al $(readlink venv) environments/copy; ln -sfn /opt/celery/environments/copy venv",
-        ("worker: Take the virtual environment into use",),
+        ("worker: {{ worker_venv }}",),
     ),
     Row(
         "worker",

@@ -170,6 +170,39 @@ def test_changes_that_need_a_restart_cause_exactly_one(look, playbook, root_shel
     assert_clean(look)
 
 
+@pytest.mark.parametrize(
+    ("group", "variables", "task", "unit"),
+    [
+        ("rabbitmq", {"rabbitmq_heartbeat": 50}, "Write the configuration", "rabbitmq-server"),
+        ("worker", {"worker_log_level": "DEBUG"}, "Write the settings", "celery-worker@default"),
+    ],
+)
+def test_a_run_that_ends_before_the_restart_is_made_good_by_the_next(
+    group, variables, task, unit, hosts, look, playbook, root_shell, start
+):
+    arguments = ("--tags", group, "--limit", group, "-e", json.dumps(variables))
+    since = moments(root_shell)
+    run = start("site", *arguments)
+    lines = iter(run.stdout)
+    assert any(f": {task}" in line for line in lines), run.wait(timeout=60)
+    assert next(line for line in lines if hosts[group][0] in line).startswith("changed:")
+    run.kill()
+    run.wait(timeout=60)
+    assert starts(root_shell, since)[unit] == 0
+
+    code, output, report = look(*arguments)
+    assert code == 3, output[-3000:]
+    findings = [finding for host in report["hosts"].values() for finding in host["differences"]]
+    assert findings
+    assert all("a run ended before the restart" in finding["actual"] for finding in findings), findings
+    code, output = playbook("site", *arguments)
+    assert code == 0, output[-5000:]
+    assert starts(root_shell, since)[unit] == 1
+    assert look(*arguments)[0] == 0
+    code, output = playbook("site", *arguments[:-2])
+    assert code == 0, output[-5000:]
+
+
 @pytest.mark.parametrize("number", sorted({row.round for row in ROWS} - {1}))
 def test_what_hides_others_is_seen_and_repaired(number, break_by_hand, hosts, look, playbook):
     rows = [row for row in ROWS if row.round == number]

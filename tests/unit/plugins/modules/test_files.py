@@ -17,10 +17,11 @@ from ansible_collections.celeryops.hybrid.plugins.plugin_utils._drift import SEC
 ME = {"owner": pwd.getpwuid(os.getuid()).pw_name, "group": grp.getgrgid(os.getgid()).gr_name}
 
 
-def bring(*entries, check=False):
+def bring(*entries, check=False, pending=None):
     out = io.StringIO()
     arguments = {
         "files": [{**ME, **entry, "path": str(entry["path"])} for entry in entries],
+        "pending": pending and str(pending),
         "_ansible_check_mode": check,
         "_ansible_diff": True,
     }
@@ -141,3 +142,33 @@ def test_what_was_done_is_told_when_a_later_one_fails(path, tmp_path):
     result = bring(done, {"path": tmp_path / "missing" / "b", "content": "b\n", "mode": "0644"})
     assert result["failed"]
     assert result["changed_paths"] == [str(path)]
+
+
+def test_what_a_run_has_left_unused_is_reported_until_it_is_in_use(path, tmp_path):
+    entries = (
+        {"path": path, "content": "a 1\n", "mode": "0640"},
+        {"path": tmp_path / "other", "content": "", "mode": "0640"},
+    )
+    pending = tmp_path / "run" / "redis.pending"
+    assert bring(*entries, check=True, pending=pending)["changed"]
+    assert not pending.exists()
+    bring(*entries[1:])
+    assert bring(*entries, pending=pending)["changed_paths"] == [str(path)]
+    # Whoever would have restarted has not come that far.
+    for check in (True, False):
+        again = bring(*entries, check=check, pending=pending)
+        assert again["changed_paths"] == [str(path)]
+        assert found(again) == [
+            ("in use=yes", "in use=not since it was written: a run ended before the restart"),
+        ]
+    assert not bring(*entries[1:], pending=pending)["changed"]
+    pending.unlink()
+    assert not bring(*entries, pending=pending)["changed"]
+
+
+def test_a_file_that_could_not_be_written_waits_as_well(path, tmp_path):
+    entry = {"path": path, "content": "a 1\n", "mode": "0640", "validate": "false %s"}
+    pending = tmp_path / "redis.pending"
+    assert bring(entry, pending=pending)["failed"]
+    assert bring({**entry, "validate": None}, pending=pending)["changed_paths"] == [str(path)]
+    assert pending.read_text() == f"{path}\n"
