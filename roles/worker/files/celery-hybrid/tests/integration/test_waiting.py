@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import uuid
 
@@ -54,8 +55,11 @@ def test_a_partition_in_which_nothing_is_new_is_not_read(make_app, monkeypatch):
 
 def test_results_that_are_pushed_put_the_look_off(worker, task, monkeypatch):
     app = task("add").app
+    # Longer than any push takes, on whatever machine.
+    patient = dataclasses.replace(app.backend.options, poll_interval=30.0, poll_interval_max=30.0)
+    monkeypatch.setattr(app.backend, "options", patient)
     looks = []
     monkeypatch.setattr(type(app.backend.result_consumer), "_look", lambda self, remaining: looks.append(remaining))
     add = task("add")
-    assert [add.delay(number, 1).get(timeout=20) for number in range(20)] == list(range(1, 21))
+    assert [add.delay(number, 1).get(timeout=60) for number in range(20)] == list(range(1, 21))
     assert looks == []
