@@ -161,12 +161,24 @@ def errback_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def worker(results_url, broker_url, errback_file, tmp_path_factory):
-    """A prefork worker."""
-    worker = Worker("prefork", tmp_path_factory.mktemp("worker") / "log", "-c", "2")
-    worker.wait_ready()
-    yield worker
-    worker.stop()
+def _workers(results_url, broker_url, errback_file, tmp_path_factory):
+    workers = []
+
+    def start():
+        if not workers or workers[-1].process.poll() is not None:
+            workers.append(Worker("prefork", tmp_path_factory.mktemp("worker") / "log", "-c", "2"))
+            workers[-1].wait_ready()
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.stop()
+
+
+@pytest.fixture
+def worker(_workers):
+    """A prefork worker, another one when Celery's own consumer has not survived what a test did to Redis."""
+    return _workers()
 
 
 @pytest.fixture
