@@ -29,6 +29,8 @@ def role_settings() -> dict[str, Any]:
 app = Celery("bench")
 app.conf.update(
     role_settings(),
+    # Celery's own for all sides: ours needs our backend, and it is the backends that are compared.
+    worker_consumer="celery.worker.consumer:Consumer",
     broker_url=os.environ["BENCH_BROKER"],
     result_backend=os.environ["BENCH_RESULTS"],
     # For the package with a queue for each task: its default is to lose everything with RabbitMQ.
