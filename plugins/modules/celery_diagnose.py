@@ -214,8 +214,8 @@ sockets:
     - {local: "10.0.0.13:41234", remote: "10.0.0.11:6379", pid: 812, unit: celery-worker@default.service}
 """
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.celeryops.hybrid.plugins.module_utils._diagnose import read_host
+from ansible_collections.celeryops.hybrid.plugins.module_utils._module import Module
 from ansible_collections.celeryops.hybrid.plugins.module_utils._redis_client import client_arguments
 
 _WORKER = {
@@ -250,7 +250,7 @@ ARGUMENTS = {
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    module = Module(argument_spec=ARGUMENTS, supports_check_mode=True)
     module.exit_json(changed=False, **read_host(module.params, module.no_log_values.update))
 
 

@@ -279,7 +279,7 @@ table:
   sample: "ok      broker.reachable  1.2 ms  10.0.0.11:6379"
 """
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.celeryops.hybrid.plugins.module_utils._module import Module
 from ansible_collections.celeryops.hybrid.plugins.module_utils._verify import verify
 
 _RESULTS = ("exchanges", "queues", "bindings", "policies", "nodes")
@@ -326,7 +326,7 @@ ARGUMENTS = {
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    module = Module(argument_spec=ARGUMENTS, supports_check_mode=True)
     outcome = verify(module.params, hide=module.no_log_values.update)
     result = {
         "changed": False,

@@ -97,8 +97,8 @@ changed_paths:
 
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.celeryops.hybrid.plugins.module_utils._files import Pending, bring
+from ansible_collections.celeryops.hybrid.plugins.module_utils._module import Module
 
 
 def argument_spec() -> dict[str, Any]:
@@ -131,7 +131,7 @@ def argument_spec() -> dict[str, Any]:
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    module = Module(argument_spec=argument_spec(), supports_check_mode=True)
     changed: list[str] = []
     diff: list[dict[str, Any]] = []
     pending = Pending(module.params["pending"])

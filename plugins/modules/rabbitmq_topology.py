@@ -476,7 +476,7 @@ left:
 
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.celeryops.hybrid.plugins.module_utils._module import Module
 from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_api import ApiError, api_arguments, api_from
 from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_topology import (
     KIND,
@@ -590,7 +590,7 @@ def examples(parameters: dict[str, Any]) -> dict[tuple[str, tuple[str, ...]], li
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    module = Module(argument_spec=argument_spec(), supports_check_mode=True)
     p = module.params
     try:
         present, absent = declared(p)

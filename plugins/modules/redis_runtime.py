@@ -206,7 +206,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.celeryops.hybrid.plugins.module_utils._module import Module
 from ansible_collections.celeryops.hybrid.plugins.module_utils._redis import Difference, Runtime
 from ansible_collections.celeryops.hybrid.plugins.module_utils._redis_client import (
     RedisError,
@@ -275,7 +275,7 @@ def wait_for_append_only_file(runtime: Runtime) -> None:
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    module = Module(argument_spec=argument_spec(), supports_check_mode=True)
     where = f"{module.params['host']}:{module.params['port']}"
     result: dict[str, Any] = {
         "changed": False,
