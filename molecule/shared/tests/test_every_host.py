@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from stack import STATE
+from stack import PROJECT, STATE
 
 testinfra_hosts = ["ansible://all"]
 
@@ -16,7 +16,7 @@ def forms(secrets):
 
 def key_lines():
     """A line of each private key; those of the first ones are alike."""
-    return [path.read_text().splitlines()[2] for path in sorted((STATE / "tls").glob("*.key"))]
+    return [path.read_text().splitlines()[2] for path in sorted((STATE / "tls" / PROJECT).glob("*.key"))]
 
 
 def test_boot_is_complete(host):
