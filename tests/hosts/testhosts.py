@@ -47,6 +47,8 @@ LOCAL_CAS = Path("/usr/local/share/ca-certificates")
 
 LABEL = "celeryops.hybrid.testhost"
 LABEL_CHECKOUT = f"{LABEL}.checkout"
+# Environment: hosts that an interrupted run of another checkout has left are removed.
+TAKE_OVER = "TEST_HOSTS_TAKE_OVER"
 IMAGE_REPOSITORY = "localhost/celeryops-testhost"
 SUITES = {"debian12": "bookworm", "debian13": "trixie"}
 # What a Debian cloud image has, and no more: the roles must bring the rest themselves.
@@ -112,7 +114,10 @@ def run(command: Sequence[str], *, stdin: bytes | None = None, check: bool = Tru
     """Run a command and return it; on failure raise :exc:`TestHostsError` with its last words."""
     environment = {**os.environ, "CONTAINERS_CONF": str(STATE / "containers.conf")}
     try:
-        raw = subprocess.run(privileged(command), input=stdin, capture_output=True, check=False, env=environment)
+        # Not in the checkout: what watches over a container keeps its folder for ever, and is nobody at work.
+        raw = subprocess.run(
+            privileged(command), input=stdin, capture_output=True, check=False, env=environment, cwd="/"
+        )
     except FileNotFoundError as exc:
         raise TestHostsError(f"'{exc.filename}' is not installed: run 'make system-packages'.") from exc
     done = subprocess.CompletedProcess(raw.args, raw.returncode, raw.stdout.decode(), raw.stderr.decode())
@@ -316,17 +321,43 @@ def ensure_image(image: str) -> str:
 # --- hosts ---------------------------------------------------------------------------------------
 
 
+def at_work(checkout: str) -> bool:
+    """Tell whether a program or a shell works in a checkout."""
+    for process in Path("/proc").glob("[0-9]*/cwd"):
+        # Processes end while they are looked at, and those of others can't be seen.
+        with contextlib.suppress(OSError):
+            if process.readlink().is_relative_to(checkout):
+                return True
+    return False
+
+
+def take_over(project: str, checkout: str) -> None:
+    """Remove what an interrupted run of another checkout has left, on a machine that keeps no hosts on purpose.
+
+    Raises:
+        TestHostsError: the hosts may be in use.
+    """
+    if not os.environ.get(TAKE_OVER):
+        raise TestHostsError(
+            f"The hosts of {project} belong to {checkout}: take them down there first, "
+            f"or set {TAKE_OVER}=1 if nobody uses them."
+        )
+    if at_work(checkout):
+        raise TestHostsError(f"The hosts of {project} belong to {checkout}, where a program runs or a shell is open.")
+    say(f"{project}: left by an interrupted run in {checkout}")
+    remove(project, checkout)
+
+
 def ensure_network(host: Host) -> None:
     """Make the project's network unless it is there."""
     done = run(["podman", "network", "inspect", host.network], check=False)
     if done.returncode == 0:
-        labels = json.loads(done.stdout)[0].get("labels") or {}
-        if labels.get(LABEL_CHECKOUT) != str(ROOT):
-            raise TestHostsError(
-                f"The network {host.network} belongs to {labels.get(LABEL_CHECKOUT, 'somebody else')}: "
-                "take its hosts down there first."
-            )
-        return
+        owner = (json.loads(done.stdout)[0].get("labels") or {}).get(LABEL_CHECKOUT)
+        if owner == str(ROOT):
+            return
+        if not owner:
+            raise TestHostsError(f"The network {host.network} is not of these hosts: remove or rename it.")
+        take_over(host.project, owner)
     labels_arguments = ["--label", f"{LABEL}={host.project}", "--label", f"{LABEL_CHECKOUT}={ROOT}"]
     try:
         run(["podman", "network", "create", "--subnet", host.subnet, *labels_arguments, host.network])
@@ -427,17 +458,22 @@ def up(hosts: list[Host]) -> None:
             say(f"{host.name:<12} {host.address:<15} {host.image}  {'booted' if made else 'is running'}")
 
 
+def remove(project: str, checkout: str) -> None:
+    """Remove the hosts and the network of a project, made by a checkout, and nothing else."""
+    filters = [f"--filter=label={LABEL}={project}", f"--filter=label={LABEL_CHECKOUT}={checkout}"]
+    containers = run(["podman", "ps", "--all", "--quiet", *filters]).stdout.split()
+    if containers:
+        run(["podman", "rm", "--force", "--time=0", *containers])
+    networks = run(["podman", "network", "ls", "--quiet", *filters]).stdout.split()
+    if networks:
+        run(["podman", "network", "rm", *networks])
+    say(f"{project}: {len(containers)} hosts and {len(networks)} networks removed")
+
+
 def down(hosts: list[Host]) -> None:
     """Remove the hosts and the networks of the inventory's projects, made by this checkout."""
     for project in sorted({host.project for host in hosts}):
-        filters = [f"--filter=label={LABEL}={project}", f"--filter=label={LABEL_CHECKOUT}={ROOT}"]
-        containers = run(["podman", "ps", "--all", "--quiet", *filters]).stdout.split()
-        if containers:
-            run(["podman", "rm", "--force", "--time=0", *containers])
-        networks = run(["podman", "network", "ls", "--quiet", *filters]).stdout.split()
-        if networks:
-            run(["podman", "network", "rm", *networks])
-        say(f"{project}: {len(containers)} hosts and {len(networks)} networks removed")
+        remove(project, str(ROOT))
     for host in hosts:
         remember_host_key(host.address, None)
 

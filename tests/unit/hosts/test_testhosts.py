@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -78,3 +79,24 @@ def test_a_missing_program_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(testhosts.shutil, "which", lambda program, path=None: None if program == "podman" else "/x")
     with pytest.raises(testhosts.TestHostsError, match=r"podman.*make system-packages"):
         testhosts.prepare_machine()
+
+
+def test_hosts_of_another_checkout_are_left_alone_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(testhosts.TAKE_OVER, raising=False)
+    with pytest.raises(testhosts.TestHostsError, match=r"example belong to /elsewhere.*TEST_HOSTS_TAKE_OVER=1"):
+        testhosts.take_over("example", "/elsewhere")
+
+
+def test_hosts_in_use_are_never_taken_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(testhosts.TAKE_OVER, "1")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(testhosts.TestHostsError, match="where a program runs"):
+        testhosts.take_over("example", str(tmp_path))
+
+
+def test_hosts_that_nobody_uses_are_taken_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    removed = []
+    monkeypatch.setenv(testhosts.TAKE_OVER, "1")
+    monkeypatch.setattr(testhosts, "remove", lambda *what: removed.append(what))
+    testhosts.take_over("example", str(tmp_path / "gone"))
+    assert removed == [("example", str(tmp_path / "gone"))]
