@@ -8,23 +8,11 @@ Environment: ``BENCH_BROKER``, ``BENCH_RESULTS`` and ``BENCH_QUEUE``, which diff
 
 from __future__ import annotations
 
-import ast
 import os
-import re
-from pathlib import Path
-from typing import Any
 
 from celery import Celery
+from deployed import role_settings
 from kombu import Queue
-
-TEMPLATE = Path(__file__).resolve().parents[2] / "roles/worker/templates/etc/celery/celeryconfig.py.j2"
-
-
-def role_settings() -> dict[str, Any]:
-    """Return the settings of the role that do not depend on its variables, as its template has them now."""
-    constants = re.findall(r"^([a-z]\w+) = ([^{}\n]+)$", TEMPLATE.read_text(), re.MULTILINE)
-    return {name: ast.literal_eval(value) for name, value in constants}
-
 
 app = Celery("bench")
 app.conf.update(

@@ -32,7 +32,7 @@ from report import Report
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hosts"))
 import lab
-from lab import INVENTORIES, PACKAGE, PINS, ROOT, STATE, host, say, secret, venv
+from lab import INVENTORIES, PACKAGE, PINS, ROOT, STATE, host, python_path, say, secret, venv
 
 HERE = Path(__file__).resolve().parent
 # Debian release: (inventory, address of its only host). RabbitMQ 3.10 is on Debian 12, 4.0 on Debian 13.
@@ -110,7 +110,7 @@ class Side:
             "BENCH_BROKER": self.broker,
             "BENCH_RESULTS": (worker and self.worker_results) or self.results,
             "BENCH_QUEUE": f"bench-{self.name}",
-            "PYTHONPATH": str(HERE),
+            "PYTHONPATH": python_path(HERE),
         }
 
 
@@ -469,10 +469,30 @@ def facts(servers: Servers, *, quick: bool) -> dict[str, str]:
     }
 
 
-def main() -> int:
-    """Run the benchmarks and print the report."""
-    parser = argparse.ArgumentParser(description="Measure the result backend beside its rivals.")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and results, in two minutes")
+def load() -> str:
+    """Return what else the machine did, for the end of a report's facts."""
+    return f"{os.getloadavg()[0]:.1f}, other programs included"
+
+
+def measure(servers: Servers, *, quick: bool) -> str:
+    """Run all cases; return the report, as Markdown."""
+    sides = sides_on(servers)
+    report = Report({side.name: side.label for side in sides.values()}, facts(servers, quick=quick))
+    Bench(servers, sides, QUICK if quick else Size(), report).run()
+    report.facts["load average after the run"] = load()
+    return report.text()
+
+
+def main(description: str, quick: str, report: Callable[..., str]) -> None:
+    """Do what the command line asks for: find a host or boot one, measure, print, write.
+
+    Args:
+        description: of the program.
+        quick: what ``--quick`` means.
+        report: takes the servers and ``quick``, and returns the report as Markdown.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--image", choices=HOSTS, default="debian13", help="release of Debian on the host")
     parser.add_argument("--on", metavar="ADDRESS", help="a test host that the roles have set up and that stays")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the report there as well")
@@ -480,17 +500,12 @@ def main() -> int:
     CACHE.mkdir(parents=True, exist_ok=True)
     inventory, address = HOSTS[options.image]
     with contextlib.nullcontext() if options.on else host(INVENTORIES / inventory, CACHE / "site.log"):
-        servers = Servers(options.on or address)
-        sides = sides_on(servers)
-        report = Report({side.name: side.label for side in sides.values()}, facts(servers, quick=options.quick))
-        Bench(servers, sides, QUICK if options.quick else Size(), report).run()
-        report.facts["load average after the run"] = f"{os.getloadavg()[0]:.1f}, other programs included"
-    print(report.text())
+        text = report(Servers(options.on or address), quick=options.quick)
+    print(text)
     if options.write:
         options.write.parent.mkdir(parents=True, exist_ok=True)
-        options.write.write_text(report.text())
-    return 0
+        options.write.write_text(text)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main("Measure the result backend beside its rivals.", "fewer rounds and results, in two minutes", measure)

@@ -12,21 +12,19 @@ counts is the ratio; no figure makes this fail.
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from run import CACHE, HERE, HOSTS, Servers, facts
+from run import CACHE, HERE, Servers, facts, load, main
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hosts"))
-from lab import INVENTORIES, PACKAGE, PINS, host, markdown, say, venv
+from lab import PACKAGE, PINS, markdown, say, venv
 
 
-def measure(servers: Servers, *, quick: bool) -> list[list[str]]:
+def rows_of(servers: Servers, *, quick: bool) -> list[list[str]]:
     """Return the rows of the table.
 
     Raises:
@@ -47,24 +45,12 @@ def measure(servers: Servers, *, quick: bool) -> list[list[str]]:
     return rows
 
 
-def main() -> None:
-    """Measure, and print the report."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a tenth, in a minute")
-    parser.add_argument("--image", choices=HOSTS, default="debian13", help="release of Debian on the host")
-    parser.add_argument("--on", metavar="ADDRESS", help="a test host that the roles have set up and that stays")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write the report there as well")
-    options = parser.parse_args()
-    CACHE.mkdir(parents=True, exist_ok=True)
-    inventory, address = HOSTS[options.image]
-    with contextlib.nullcontext() if options.on else host(INVENTORIES / inventory, CACHE / "site.log"):
-        servers = Servers(options.on or address)
-        known = facts(servers, quick=options.quick)
-        table = markdown(
-            [["what", "ours", "kombu's", "unit", "ratio"], *measure(servers, quick=options.quick)],
-        )
-        known["load average after the run"] = f"{os.getloadavg()[0]:.1f}, other programs included"
-    report = "\n".join(
+def measure(servers: Servers, *, quick: bool) -> str:
+    """Return the report, as Markdown."""
+    known = facts(servers, quick=quick)
+    table = markdown([["what", "ours", "kombu's", "unit", "ratio"], *rows_of(servers, quick=quick)])
+    known["load average after the run"] = load()
+    return "\n".join(
         [
             "# Benchmark of the transport",
             "",
@@ -78,10 +64,7 @@ def main() -> None:
             "",
         ]
     )
-    print(report)
-    if options.write:
-        options.write.write_text(report)
 
 
 if __name__ == "__main__":
-    main()
+    main((__doc__ or "").partition("\n")[0], "a tenth, in a minute", measure)

@@ -21,8 +21,9 @@ from typing import Any
 import redis
 from celery import Celery
 from celery.exceptions import Reject
-from deployed import note, role_settings
+from deployed import role_settings
 from kombu import Queue
+from notes import note
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 

@@ -34,7 +34,7 @@ import amqp
 import redis
 from celery import states
 from chaos_app import QUEUE, SEED, UNDELIVERABLE, app, dies, eats, fails, hangs, id_of, rejects, server, work
-from deployed import NOTES, note
+from notes import NOTES, note
 
 GOOD = '[["%s"], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
 MARKER = re.compile(rb"bad-(\d+)-")

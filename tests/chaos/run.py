@@ -56,6 +56,7 @@ from lab import (
     host,
     lines_of,
     markdown,
+    python_path,
     root,
     say,
     secret,
@@ -730,7 +731,7 @@ def main() -> int:
             "FAULTS_SEED": f"{options.seed}{secrets.randbelow(10**6):06}",
             "FAULTS_VISIBILITY": str(VISIBILITY),
             "FAULTS_OPTIONS": "{}",
-            "PYTHONPATH": os.pathsep.join((str(HERE), str(HERE.parent / "faults"))),
+            "PYTHONPATH": python_path(HERE),
         }
         common.pop("STATE_DIRECTORY", None)
         names = [options.side] if options.side else ["ours"] if options.quick else ["ours", "stock"]

@@ -18,8 +18,9 @@ import uuid
 from typing import Any
 
 from celery import Celery, states
-from deployed import note, role_settings
+from deployed import role_settings
 from kombu import Queue
+from notes import note
 
 from celery_hybrid.rabbitmq.records import RESULT, Record
 from celery_hybrid.results.outbox import Outbox

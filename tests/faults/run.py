@@ -46,6 +46,7 @@ from lab import (
     host,
     lines_of,
     markdown,
+    python_path,
     say,
     small_disk,
     venv,
@@ -299,7 +300,7 @@ class Run:
             "FAULTS_VISIBILITY": "150",
             "FAULTS_OPTIONS": "{}",
             "XDG_STATE_HOME": str(CACHE / "state"),
-            "PYTHONPATH": str(HERE),
+            "PYTHONPATH": python_path(HERE),
         }
         self.common.pop("STATE_DIRECTORY", None)
         self.client = {**self.common, **servers.environment("client")}

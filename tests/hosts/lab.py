@@ -29,6 +29,11 @@ PINS = ("celery[redis]==5.7.0", "kombu==5.7.0", "redis==8.1.0", "amqp==5.4.2")
 AMQP_PORT, REDIS_PORT = "5672", "6379"
 
 
+def python_path(folder: Path) -> str:
+    """Return where the processes of a suite find its modules, and those that all suites share."""
+    return os.pathsep.join((str(folder), str(Path(__file__).parent)))
+
+
 class Servers:
     """The host with Redis and RabbitMQ."""
 

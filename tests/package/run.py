@@ -20,13 +20,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import quote
 
-ROOT = Path(__file__).resolve().parents[2]
-INVENTORY = ROOT / "molecule" / "inventory" / "package.yml"
-STATE = ROOT / ".cache" / "hosts"
-PACKAGE = ROOT / "roles" / "worker" / "files" / "celery-hybrid"
-BIN = ROOT / ".venv" / "bin"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hosts"))
+from lab import BIN, INVENTORIES, PACKAGE, ROOT, STATE, secret
+
+INVENTORY = INVENTORIES / "package.yml"
 LOGS = ROOT / ".cache" / "package"
 # (host, its address, the environments of tox that run there): RabbitMQ 3.10 is on Debian 12, 4.0 on Debian 13. Tests
 # stop their servers, so what runs at the same time has a host of its own.
@@ -35,11 +33,6 @@ MATRIX = (
     ("debian13", "10.213.20.13", ("celery57",)),
     ("debian13-older", "10.213.20.14", ("celery55", "celery56")),
 )
-
-
-def secret(name: str) -> str:
-    """Return a secret of the test hosts, fit for a URL."""
-    return quote((STATE / "secrets" / name).read_text().strip(), safe="")
 
 
 def run(*command: str | Path, log: IO[str] | None = None, **environment: str) -> int:

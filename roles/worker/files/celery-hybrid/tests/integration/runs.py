@@ -39,6 +39,14 @@ class Run:
             assert (self.path / name).read_text() == "ran\n", self.worker.log.read_text()
 
 
+def come_back(runs, number, fault):
+    """See that each worker consumes again."""
+    back = time.monotonic()
+    for result in [run.send("letters.work", f"next-{number}", retry=True) for run in runs]:
+        result.get(timeout=AGAIN + LOAD)
+    print(f"{fault.__name__}: they consume again after {time.monotonic() - back:.1f} s")
+
+
 @contextmanager
 def each_pool(app, worker_class, tmp_path, monkeypatch):
     """Yield a run of each pool."""

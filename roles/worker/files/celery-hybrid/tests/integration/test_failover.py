@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import redis
-from runs import AGAIN, LOAD, each_pool, end, wait_until
+from runs import come_back, each_pool, end, wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -95,10 +95,7 @@ def go_through(app, runs, *faults):
         later += [run.send("letters.work", f"later-{number}", countdown=seconds) for run in runs]
         time.sleep(1)
         fault()
-        back = time.monotonic()
-        for result in [run.send("letters.work", f"next-{number}", retry=True) for run in runs]:
-            result.get(timeout=AGAIN + LOAD)
-        print(f"{fault.__name__}: they consume again after {time.monotonic() - back:.1f} s")
+        come_back(runs, number, fault)
     for result in later:
         result.get(timeout=30)
     end(app, runs)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import redis
-from runs import AGAIN, LOAD, each_pool, end, wait_until
+from runs import AGAIN, LOAD, come_back, each_pool, end, wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -69,10 +69,7 @@ def test_each_task_runs_once(app, runs, shell):
         # Received, and on the disk of Redis.
         time.sleep(1)
         fault(shell, app)
-        back = time.monotonic()
-        for result in [run.send("letters.work", f"next-{number}", retry=True) for run in runs]:
-            result.get(timeout=AGAIN + LOAD)
-        print(f"{fault.__name__}: they consume again after {time.monotonic() - back:.1f} s")
+        come_back(runs, number, fault)
         for result in later:
             result.get(timeout=30)
         for run in runs:
