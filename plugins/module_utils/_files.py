@@ -10,41 +10,12 @@ import tempfile
 import typing as t
 from pathlib import Path
 
+from ansible_collections.celeryops.hybrid.plugins.module_utils._pending import Pending
+
 Diff = dict[str, t.Any]
 
 #: Stands for what a file with secrets held.
 HIDDEN = "(secret)\n"
-
-
-class Pending:
-    """Changed paths that are not in use yet: a run may end between a change and the restart that it needs.
-
-    Args:
-        path: of the file that keeps them, or nothing.
-    """
-
-    def __init__(self, path: str | None) -> None:
-        self._path = Path(path) if path else None
-        self._names: list[str] = []
-        if self._path is not None and self._path.exists():
-            self._names = self._path.read_text().splitlines()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._names
-
-    def add(self, name: str) -> None:
-        """Keep a path, before it changes."""
-        if self._path is None or name in self._names:
-            return
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self._path.open("a") as file:
-            file.write(f"{name}\n")
-        self._names.append(name)
-
-    def told(self, name: str) -> Diff:
-        """Return how ``--diff`` and the drift report show it."""
-        waits = "not since it was written: a run ended before the restart"
-        return {"before": {"path": name, "in use": waits}, "after": {"path": name, "in use": "yes"}}
 
 
 def kind_of(path: Path) -> str:
@@ -75,7 +46,7 @@ def bring(module: t.Any, entry: t.Mapping[str, t.Any], pending: Pending) -> list
         pending.add(entry["path"])
         _bring(module, entry)
     elif not differs and entry["path"] in pending:
-        differs = [pending.told(entry["path"])]
+        differs = [_in_use(entry["path"])]
     return differs
 
 
@@ -171,6 +142,11 @@ def _attributes(module: t.Any, path: Path, entry: t.Mapping[str, t.Any]) -> list
         {"path": str(path), "mode": entry["mode"], "owner": entry["owner"], "group": entry["group"]}
     )
     return [diff] if module.set_fs_attributes_if_different(arguments, False, diff) else []
+
+
+def _in_use(path: str) -> Diff:
+    waits = "not since it was written: a run ended before the restart"
+    return {"before": {"path": path, "in use": waits}, "after": {"path": path, "in use": "yes"}}
 
 
 def _states(path: Path, before: str, after: str) -> Diff:

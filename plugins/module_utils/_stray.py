@@ -27,6 +27,19 @@ def strays(folders: t.Iterable[str], absent: t.Iterable[str], allowed: t.Sequenc
     return [path for path in dict.fromkeys(found) if _exists(path) and not _allowed(path, allowed) and not _mask(path)]
 
 
+def moved_before(
+    names: t.Iterable[str], folders: t.Iterable[str], absent: t.Iterable[str], allowed: t.Sequence[str]
+) -> list[Path]:
+    """Return which of some paths are gone from places where :func:`strays` would have found them."""
+    places = {Path(path) for path in absent}
+    rooms = {Path(folder) for folder in folders}
+    return [
+        path
+        for path in map(Path, names)
+        if (path in places or path.parent in rooms) and not _exists(path) and not _allowed(path, allowed)
+    ]
+
+
 def _exists(path: Path) -> bool:
     return path.is_symlink() or path.exists()
 
@@ -54,6 +67,20 @@ def difference(path: Path) -> dict[str, t.Any]:
         "declared": None,
         "since": since.isoformat(timespec="seconds"),
         "sentence": f"{path} is not declared",
+    }
+
+
+def still_in_use(path: Path) -> dict[str, t.Any]:
+    """Return a stray file that was moved, as a difference: the service has not been restarted since."""
+    return {
+        "layer": "file",
+        "kind": "",
+        "name": str(path),
+        "action": "delete",
+        "actual": "moved aside, and still in use: a run ended before the restart",
+        "declared": None,
+        "since": None,
+        "sentence": f"{path} was moved aside and is still in use: a run ended before the restart",
     }
 
 

@@ -97,8 +97,9 @@ changed_paths:
 
 from typing import Any
 
-from ansible_collections.celeryops.hybrid.plugins.module_utils._files import Pending, bring
+from ansible_collections.celeryops.hybrid.plugins.module_utils._files import bring
 from ansible_collections.celeryops.hybrid.plugins.module_utils._module import Module
+from ansible_collections.celeryops.hybrid.plugins.module_utils._pending import Pending
 
 
 def argument_spec() -> dict[str, Any]:

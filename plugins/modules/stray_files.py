@@ -47,6 +47,9 @@ options:
     description: Folder that takes what is moved.
     type: path
     default: /var/backups/celeryops
+  pending:
+    description: See the option of M(celeryops.hybrid.files); both modules may use the same file.
+    type: path
 """
 
 EXAMPLES = r"""
@@ -85,7 +88,14 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.celeryops.hybrid.plugins.module_utils._stray import difference, move_aside, strays
+from ansible_collections.celeryops.hybrid.plugins.module_utils._pending import Pending
+from ansible_collections.celeryops.hybrid.plugins.module_utils._stray import (
+    difference,
+    move_aside,
+    moved_before,
+    still_in_use,
+    strays,
+)
 
 
 def argument_spec() -> dict[str, Any]:
@@ -95,6 +105,7 @@ def argument_spec() -> dict[str, Any]:
         "absent": {"type": "list", "elements": "path", "default": []},
         "allowed": {"type": "list", "elements": "str", "default": []},
         "backup": {"type": "path", "default": "/var/backups/celeryops"},
+        "pending": {"type": "path"},
     }
 
 
@@ -102,17 +113,21 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
     p = module.params
-    found = strays(p["folders"], p["absent"], p["allowed"])
+    places = (p["folders"], p["absent"], p["allowed"])
+    pending = Pending(p["pending"])
+    found = strays(*places)
+    used = moved_before(pending, *places)
     result: dict[str, Any] = {
-        "changed": bool(found),
-        "differences": [difference(path) for path in found],
-        "diff": {"before": "".join(f"{path}\n" for path in found), "after": ""},
+        "changed": bool(found or used),
+        "differences": [*map(difference, found), *map(still_in_use, used)],
+        "diff": {"before": "".join(f"{path}\n" for path in [*found, *used]), "after": ""},
     }
     if found and not module.check_mode:
         now = datetime.datetime.now(datetime.timezone.utc)  # noqa: UP017
         moved = result["moved"] = {}
         for path in found:
             try:
+                pending.add(str(path))
                 moved[str(path)] = str(move_aside(path, Path(p["backup"]), now))
             except OSError as exc:
                 module.fail_json(msg=f"{path} cannot be moved to {p['backup']}: {exc}", **result)

@@ -217,6 +217,23 @@ def test_the_release_before_comes_back_in_one_command(phase):
     assert started("worker1") == before
 
 
+def test_changed_settings_restart_one_host_at_a_time(phase):
+    def away(host):
+        """Return when the workers of a host stopped and when they were back; the hosts share one clock."""
+        properties = "--property=ActiveExitTimestampMonotonic --property=ActiveEnterTimestampMonotonic"
+        shown = shell(host, f"systemctl show {UNIT} {properties}").stdout
+        moments = dict(line.split("=") for line in shown.split())
+        return int(moments["ActiveExitTimestampMonotonic"]), int(moments["ActiveEnterTimestampMonotonic"])
+
+    for arguments in (("-e", "worker_log_level=DEBUG"), ()):
+        before = {host: started(host) for host in ADDRESSES}
+        done = release(*arguments, playbook="site")
+        assert done.returncode == 0, done.stdout
+        assert all(started(host) != before[host] for host in ADDRESSES)
+        first, second = sorted(away(host) for host in ADDRESSES)
+        assert first[0] < first[1] < second[0] < second[1]
+
+
 @pytest.mark.parametrize("how", ["stop", "restart", "hanging pool", "reboot"])
 def test_drain(phase, how):
     # Something to drain.
