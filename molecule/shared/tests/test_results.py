@@ -141,7 +141,8 @@ def test_log_has_no_error(host):
         "no queue 'celery.results.16'",
     )
     processes = {process_of(line) for line in errors if any(words in line for words in excused)}
-    assert [line for line in errors if process_of(line) not in processes] == []
+    unexplained = [line for line in errors if process_of(line) not in processes]
+    assert not unexplained, "\n".join(unexplained)
 
 
 def process_of(line):
