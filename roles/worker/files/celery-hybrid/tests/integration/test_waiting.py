@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 import uuid
 
 import pytest
-from celery import states
+from celery import chain, chord, states
+from celery.exceptions import ChordError
 
 from celery_hybrid.names import partition_of
 from celery_hybrid.results import archive as archive_module
+from celery_hybrid.results import waiting as waiting_module
 
 pytestmark = pytest.mark.integration
 
@@ -63,3 +66,22 @@ def test_results_that_are_pushed_put_the_look_off(worker, task, monkeypatch):
     add = task("add")
     assert [add.delay(number, 1).get(timeout=60) for number in range(20)] == list(range(1, 21))
     assert looks == []
+
+
+@pytest.mark.parametrize("pushed", [True, False])
+def test_what_the_header_raised_is_raised_whoever_waits_for_the_body(worker, task, tmp_path, monkeypatch, pushed):
+    """As with Celery's Redis backend, and not the ChordError of the body, which comes right behind it."""
+    monkeypatch.setattr(waiting_module, "_INTERVAL", 1000.0)
+    if not pushed:
+        monkeypatch.setattr(waiting_module.ResultConsumer, "deliver", lambda self, record: None)
+    path = tmp_path / "go"
+    header = chain(task("wait_for_file").si(str(path)), task("fail").si("header"), task("add").si(1, 1))
+    result = chord((header,), task("total").s()).delay()
+    # Later than the first time that the parents are asked for.
+    timer = threading.Timer(2.5, path.touch)
+    timer.start()
+    with pytest.raises(ValueError, match="header"):
+        result.get(timeout=60)
+    timer.join()
+    with pytest.raises(ChordError):
+        result.get(timeout=60, follow_parents=False)

@@ -10,8 +10,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from celery import states
 from celery.backends.asynchronous import BaseResultConsumer, Drainer
 from celery.exceptions import BackendGetMetaError
+from celery.result import AsyncResult
 from kombu.utils.compat import detect_environment
 
 from celery_hybrid.errors import ResultStoreUnreachableError
@@ -64,6 +66,12 @@ class Lookout:
         self.due_at = time.monotonic() + self._pause
         self._latest = self.due_at + self._longest
         self._pause = min(2 * self._pause, self._longest)
+
+
+def _has_failed(p: Any) -> bool:
+    """Tell from its promise whether a result is there and is no good one."""
+    results = p.value[0] if p.ready and p.value else ()
+    return any(isinstance(result, AsyncResult) and result.state in states.PROPAGATE_STATES for result in results)
 
 
 class ResultConsumer(BaseResultConsumer):
@@ -182,17 +190,17 @@ class ResultConsumer(BaseResultConsumer):
                 self._look(remaining)
                 lookout.looked()
                 looked = True
-                if p.ready:
-                    return
-            pause = max(0.0, min(1.0, lookout.due_at - time.monotonic()))
-            if deadline is not None:
-                pause = max(0.0, min(pause, deadline - time.monotonic()))
-            with contextlib.suppress(TimeoutError):
-                self.drain_events(timeout=pause)
-                lookout.pushed()
+            if not p.ready:
+                pause = max(0.0, min(1.0, lookout.due_at - time.monotonic()))
+                if deadline is not None:
+                    pause = max(0.0, min(pause, deadline - time.monotonic()))
+                with contextlib.suppress(TimeoutError):
+                    self.drain_events(timeout=pause)
+                    lookout.pushed()
             yield
-            if on_interval and time.monotonic() >= interval_at:
-                # Celery looks there whether a parent has failed, which takes a look-up for each of them.
+            # Celery looks there whether a parent has failed, which takes a look-up for each of them. At the end as
+            # well: what a chord's header has raised says more than the ChordError of its body.
+            if on_interval and (time.monotonic() >= interval_at or _has_failed(p)):
                 interval_at = time.monotonic() + _INTERVAL
                 self._call(on_interval)
 
