@@ -76,7 +76,7 @@ def test_what_the_header_raised_is_raised_whoever_waits_for_the_body(worker, tas
         monkeypatch.setattr(waiting_module.ResultConsumer, "deliver", lambda self, record: None)
     path = tmp_path / "go"
     header = chain(task("wait_for_file").si(str(path)), task("fail").si("header"), task("add").si(1, 1))
-    result = chord((header,), task("total").s()).delay()
+    result = chord((header, task("add").si(1, 1)), task("total").s()).delay()
     # Later than the first time that the parents are asked for.
     timer = threading.Timer(2.5, path.touch)
     timer.start()
