@@ -58,29 +58,26 @@ def difference(path: Path) -> dict[str, t.Any]:
     status = path.lstat()
     since = datetime.datetime.fromtimestamp(status.st_mtime, datetime.timezone.utc)  # noqa: UP017
     actual = f"a link to {path.readlink()}" if path.is_symlink() else "a folder" if path.is_dir() else "a file"
-    return {
-        "layer": "file",
-        "kind": "",
-        "name": str(path),
-        "action": "delete",
-        "actual": "masked" if actual == "a link to /dev/null" else actual,
-        "declared": None,
-        "since": since.isoformat(timespec="seconds"),
-        "sentence": f"{path} is not declared",
-    }
+    actual = "masked" if actual == "a link to /dev/null" else actual
+    return _difference(path, actual, f"{path} is not declared", since.isoformat(timespec="seconds"))
 
 
 def still_in_use(path: Path) -> dict[str, t.Any]:
     """Return a stray file that was moved, as a difference: the service has not been restarted since."""
+    actual = "moved aside, and still in use: a run ended before the restart"
+    return _difference(path, actual, f"{path} was {actual}", None)
+
+
+def _difference(path: Path, actual: str, sentence: str, since: str | None) -> dict[str, t.Any]:
     return {
         "layer": "file",
         "kind": "",
         "name": str(path),
         "action": "delete",
-        "actual": "moved aside, and still in use: a run ended before the restart",
+        "actual": actual,
         "declared": None,
-        "since": None,
-        "sentence": f"{path} was moved aside and is still in use: a run ended before the restart",
+        "since": since,
+        "sentence": sentence,
     }
 
 
