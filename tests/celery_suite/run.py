@@ -33,7 +33,7 @@ ADDRESS = "10.213.21.13"
 SECRETS = ROOT / ".cache" / "hosts" / "secrets"
 CACHE = ROOT / ".cache" / "celery_suite"
 BIN = ROOT / ".venv" / "bin"
-SOURCE = ROOT / "roles" / "worker" / "files" / "celery-hybrid" / "src"
+SOURCE = ROOT / "celery-hybrid" / "src"
 CELERY = "5.7.0"
 # The port of the Redis without a password.
 NOTES = 6380

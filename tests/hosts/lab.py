@@ -23,7 +23,7 @@ from urllib.parse import quote
 ROOT = Path(__file__).resolve().parents[2]
 INVENTORIES = ROOT / "molecule" / "inventory"
 STATE = ROOT / ".cache" / "hosts"
-PACKAGE = ROOT / "roles" / "worker" / "files" / "celery-hybrid"
+PACKAGE = ROOT / "celery-hybrid"
 BIN = ROOT / ".venv" / "bin"
 PINS = ("celery[redis]==5.7.0", "kombu==5.7.0", "redis==8.1.0", "amqp==5.4.2")
 AMQP_PORT, REDIS_PORT = "5672", "6379"
