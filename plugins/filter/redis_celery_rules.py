@@ -19,12 +19,12 @@ options:
   role:
     description:
       - V(worker), or V(producer) for an application that only sends tasks. That one can neither read nor take nor
-        delete what is in a queue.
+        delete what is in a queue, and can write into O(queues) alone.
     type: str
     choices: [worker, producer]
     default: worker
   keys:
-    description: Patterns of keys.
+    description: Patterns of the keys of workers.
     type: list
     elements: str
     default: ['*']
@@ -33,6 +33,13 @@ options:
     type: list
     elements: str
     default: []
+  queues:
+    description:
+      - Queues that a producer may send to, in all their priorities, and exchanges that are called otherwise than their
+        queue.
+    type: list
+    elements: str
+    default: [celery]
 """
 
 EXAMPLES = r"""
@@ -55,9 +62,9 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.celeryops.hybrid.plugins.module_utils._redis import celery_rules
 
 
-def redis_celery_rules(value, role="worker", keys=("*",), commands=()):
+def redis_celery_rules(value, role="worker", keys=("*",), commands=(), queues=("celery",)):
     try:
-        return celery_rules(value, role, keys, commands)
+        return celery_rules(value, role, keys, commands, queues)
     except (ValueError, KeyError, TypeError) as error:
         raise AnsibleFilterError(f"celeryops.hybrid.redis_celery_rules: {error}") from error
 

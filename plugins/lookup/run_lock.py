@@ -55,7 +55,7 @@ class LookupModule(LookupBase):
             holder = take(path, os.getppid())
         except OSError as exc:
             raise AnsibleError(
-                f"{path} on the control node cannot be used to keep runs apart: {exc.strerror}."
+                f"{exc.filename or path} on the control node cannot be used to keep runs apart: {exc.strerror}."
             ) from exc
         if holder is None:
             return ""

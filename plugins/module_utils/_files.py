@@ -97,9 +97,18 @@ def _directory(module: t.Any, path: Path, actual: str, entry: t.Mapping[str, t.A
     if actual == "directory":
         return []
     if not module.check_mode:
-        path.mkdir(mode=0o700, parents=True)
+        _make_parents(path)
+        path.mkdir(mode=0o700)
         _attributes(module, path, entry)
     return [_states(path, "absent", "directory")]
+
+
+def _make_parents(path: Path) -> None:
+    """Make the folders above, for all to pass, whatever root's umask is."""
+    for parent in reversed(path.parents):
+        if not parent.exists():
+            parent.mkdir()
+            parent.chmod(0o755)
 
 
 def _content(module: t.Any, path: Path, actual: str, entry: t.Mapping[str, t.Any]) -> list[Diff]:

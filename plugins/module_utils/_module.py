@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import typing as t
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.parameters import remove_values
 
@@ -14,9 +16,22 @@ class Module(AnsibleModule):
 
     Ansible masks these in the text of the whole option as Python writes it, where a line break, a quote or a backslash
     is two characters; a secret with one of them is not found there, and logged.
+
+    Args:
+        secrets: returns the secrets of options that are not always secret, such as the values of settings.
+        options: those of ``AnsibleModule``.
     """
 
+    def __init__(
+        self, secrets: t.Callable[[dict[str, t.Any]], t.Iterable[str]] | None = None, **options: t.Any
+    ) -> None:
+        self._secrets = secrets
+        super().__init__(**options)
+
     def _log_invocation(self) -> None:
+        # The options are checked by now, and nothing was logged.
+        if self._secrets:
+            self.no_log_values.update(filter(None, self._secrets(self.params)))
         given, self.params = self.params, remove_values(self.params, self.no_log_values)
         try:
             super()._log_invocation()

@@ -27,7 +27,7 @@ Topology = dict[str, dict[Key, Object]]
 HASHES = {"rabbit_password_hashing_sha256": hashlib.sha256, "rabbit_password_hashing_sha512": hashlib.sha512}
 MASK = "VALUE_NOT_SHOWN"
 # Passwords in URLs, as the parameters of shovels and federation have them, and values that are named as secrets.
-URL_PASSWORD = re.compile(r"(?<=://)([^:/@\s]*):[^@\s]*(?=@)")
+URL_PASSWORD = re.compile(r"(?<=://)([^:/@\s]*):([^@\s]*)(?=@)")
 SECRET_NAME = re.compile(r"password|passwd|secret|token|hash$", re.IGNORECASE)
 CANNOT_CHANGE = (
     "RabbitMQ cannot change this in place. Declare it as it is, or set 'recreate', or move away what it holds, "
@@ -224,6 +224,24 @@ def masked(value: Any, name: str = "") -> Any:
     if isinstance(value, str):
         return MASK if value and SECRET_NAME.search(name) else URL_PASSWORD.sub(rf"\1:{MASK}", value)
     return value
+
+
+def secrets_of(value: Any, name: str = "") -> Iterator[str]:
+    """Yield the texts that :func:`masked` hides in a value."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from secrets_of(item, str(key))
+    elif isinstance(value, list):
+        for item in value:
+            yield from secrets_of(item, name)
+    elif isinstance(value, str):
+        yield from [value] if SECRET_NAME.search(name) else (found[2] for found in URL_PASSWORD.finditer(value))
+
+
+def secret_values(parameters: dict[str, Any]) -> list[str]:
+    """Return the secrets in the runtime parameters that a module was given."""
+    items = [*(parameters.get("parameters") or ()), *(parameters.get("global_parameters") or ())]
+    return [secret for item in items for secret in secrets_of(item.get("value"))]
 
 
 # --- both sides in one form ----------------------------------------------------------------------

@@ -23,6 +23,15 @@ Setting = t.Mapping[str, t.Any]
 User = t.Mapping[str, t.Any]
 
 
+def secret_values(parameters: t.Mapping[str, t.Any]) -> list[str]:
+    """Return the secrets among the settings that a module was given."""
+    return [
+        render_value(setting["value"])
+        for setting in parameters.get("settings") or ()
+        if isinstance(setting, dict) and str(setting.get("name")).lower() in SECRETS and setting.get("value")
+    ]
+
+
 class Client(t.Protocol):
     """What the comparison needs of a connection."""
 
@@ -36,7 +45,7 @@ _SIZE = re.compile(r"^(\d+)\s*([kmg]b?|b)?$", re.IGNORECASE)
 FILE_ONLY = frozenset({"include", "loadmodule", "rename-command", "user"})
 
 # Values that nobody but the server may see.
-_SECRETS = frozenset({"masterauth", "primaryauth", "requirepass", "tls-client-key-file-pass", "tls-key-file-pass"})
+SECRETS = frozenset({"masterauth", "primaryauth", "requirepass", "tls-client-key-file-pass", "tls-key-file-pass"})
 
 # A rule is one word; only a selector, in brackets, has blanks.
 _RULE = re.compile(r"[~&%+@-]\S*|all(keys|channels|commands)|nocommands|reset(keys|channels)|\([^()\r\n]*\)")
@@ -168,21 +177,46 @@ _WORKER_CHANNELS = (
 )
 
 
+# Which queues hear an exchange; the second since kombu 5.7.
+_TABLES = ("_kombu.binding", "_kombu.binding_permanent")
+
+
 def _unique(texts: t.Iterable[str]) -> list[str]:
     return list(dict.fromkeys(word for text in texts for word in text.split()))
 
 
+def _literal(name: str) -> str:
+    """Return a pattern that matches only this name."""
+    return re.sub(r"[\\*?\[\]]", r"\\\g<0>", name)
+
+
+def _lists(queue: str) -> list[str]:
+    """Return patterns of the lists that hold a queue: one without a priority, and one for each other priority.
+
+    kombu joins queue and priority by the two characters 06 and 16 (``Channel._q_for_pri``), or by those that an
+    application sets as ``sep``; a colon is the usual one.
+    """
+    name = _literal(queue)
+    return [name, f"{name}:[0-9]", f"{name}??[0-9]"]
+
+
 def celery_rules(
-    database: t.Any, role: str = "worker", keys: t.Sequence[str] = ("*",), commands: t.Sequence[str] = ()
+    database: t.Any,
+    role: str = "worker",
+    keys: t.Sequence[str] = ("*",),
+    commands: t.Sequence[str] = (),
+    queues: t.Sequence[str] = ("celery",),
 ) -> list[str]:
     """Return the least rights with which Celery runs on *database*.
 
     Args:
         database: its number, which is part of the names of channels.
         role: ``worker``, or ``producer`` for an application that only sends tasks: it can neither read nor take nor
-            delete what is in a queue.
-        keys: patterns of keys.
+            delete what is in a queue, and writes into *queues* alone.
+        keys: patterns of the keys of workers.
         commands: more commands, for a version of Celery that needs them.
+        queues: names of the queues that a producer may send to, in all their priorities, and of exchanges that are
+            called otherwise than their queue.
 
     Raises:
         ValueError: the role is neither.
@@ -195,12 +229,12 @@ def celery_rules(
         selectors = []
     elif role == "producer":
         own = _unique(right.producer for right in CELERY_RIGHTS)
-        tables = {"sadd", "smembers"}
-        own = [command for command in own if command not in tables]
+        own = [command for command in own if command not in {"sadd", "smembers"}]
         # Written, never read.
-        limits = [f"%W~{key}" for key in keys]
+        limits = [f"%W~{key}" for queue in queues for key in _lists(queue)]
         channels = [f"&/{number}.celeryev/*"]
-        selectors = ["(-@all +sadd +smembers ~_kombu.binding*)"]
+        tables = " ".join(f"~{table}.{_literal(queue)}" for queue in queues for table in _TABLES)
+        selectors = [f"(-@all +sadd +smembers {tables})"]
     else:
         raise ValueError(f"{role!r} is neither 'worker' nor 'producer'")
     return [*limits, "resetchannels", *channels, "-@all", *(f"+{word}" for word in [*own, *commands]), *selectors]
@@ -499,7 +533,7 @@ class Runtime:
                 continue
             live = self._is_live(name)
             before, after = (
-                ("set" if running[name] else "", "another") if name in _SECRETS else (running[name], declared)
+                ("set" if running[name] else "", "another") if name in SECRETS else (running[name], declared)
             )
             how = "" if live else " (needs a restart)"
             yield Difference(
@@ -574,7 +608,7 @@ def read_everything(client: Client) -> dict[str, t.Any]:
     info = _information(client)
     words = client.call("CONFIG", "GET", "*")
     config = {
-        name: "set" if name in _SECRETS and value else value
+        name: "set" if name in SECRETS and value else value
         for name, value in zip(words[0::2], words[1::2], strict=True)
     }
 

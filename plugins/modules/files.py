@@ -12,6 +12,7 @@ version_added: 0.1.0
 description:
   - Brings folders, small text files and links to their declaration, in the order in which they are given. One call for
     what would be five for each file with M(ansible.builtin.template), so that a look at what has drifted takes seconds.
+  - Folders above one that is made are made as well, with the mode C(0755) whatever the umask is.
   - A file is replaced at once, never seen half. What stands in the way and is of another type is not removed.
 author:
   - celeryops.hybrid contributors

@@ -488,6 +488,7 @@ from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_topolog
     declared,
     differences,
     read,
+    secret_values,
 )
 from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_topology_rules import Plan, problems, remarks
 from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_topology_writing import (
@@ -590,7 +591,7 @@ def examples(parameters: dict[str, Any]) -> dict[tuple[str, tuple[str, ...]], li
 
 def main() -> None:
     """Run the module."""
-    module = Module(argument_spec=argument_spec(), supports_check_mode=True)
+    module = Module(argument_spec=argument_spec(), supports_check_mode=True, secrets=secret_values)
     p = module.params
     try:
         present, absent = declared(p)

@@ -14,8 +14,7 @@ description:
   - Changes live what can be changed live, and says what needs a restart. It never restarts.
   - The configuration and the ACL file of the server must say the same, or its next restart undoes the change.
   - Connections of clients stay open, also those of a user that changes.
-  - Without O(wait), a server that does not answer is no failure but told in RV(status), so that a host that is about to
-    restart or to install its Redis can be compared as well.
+  - A server that cannot be reached, or does not let O(username) in, is a failure, unless O(on_failure=report).
 author:
   - celeryops.hybrid contributors
 extends_documentation_fragment: [celeryops.hybrid.redis_server]
@@ -45,6 +44,8 @@ options:
       value:
         description:
           - Value of the setting. V(true) and V(false) are C(yes) and C(no); a list is its items with blanks between.
+          - The values of C(masterauth), C(primaryauth), C(requirepass) and the C(-pass) settings of TLS are never shown
+            or logged.
         type: raw
         required: true
       why:
@@ -78,6 +79,14 @@ options:
       - Whether the server may delete keys when its memory is full. A broker that may do so deletes queued tasks.
     type: bool
     default: false
+  on_failure:
+    description:
+      - What happens when the server cannot be reached, or refuses the login. V(report) is no failure; RV(status) and
+        RV(message) tell it, and RV(restart_required) is true. It is for a role that has written the files of the server
+        before and restarts it anyway.
+    type: str
+    choices: [fail, report]
+    default: fail
   rewrite:
     description:
       - Whether a live change is also written into the server's own files (C(CONFIG REWRITE), C(ACL SAVE)), for a server
@@ -129,7 +138,8 @@ EXAMPLES = r"""
 RETURN = r"""
 status:
   description:
-    - V(ok), V(unreachable), or V(refused) when the server does not take the password or the user lacks a right.
+    - V(ok), V(unreachable), or V(refused) when the server does not take the password or the user lacks a right. The
+      last two are failures unless O(on_failure=report).
   returned: always
   type: str
   sample: ok
@@ -207,7 +217,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ansible_collections.celeryops.hybrid.plugins.module_utils._module import Module
-from ansible_collections.celeryops.hybrid.plugins.module_utils._redis import Difference, Runtime
+from ansible_collections.celeryops.hybrid.plugins.module_utils._redis import Difference, Runtime, secret_values
 from ansible_collections.celeryops.hybrid.plugins.module_utils._redis_client import (
     RedisError,
     RefusedError,
@@ -224,6 +234,7 @@ def argument_spec() -> dict[str, Any]:
     return {
         **client_arguments(),
         "allow_eviction": {"type": "bool", "default": False},
+        "on_failure": {"type": "str", "choices": ["fail", "report"], "default": "fail"},
         "rewrite": {"type": "bool", "default": False},
         "settings": {
             "type": "list",
@@ -266,6 +277,15 @@ def check_users(parameters: dict[str, Any]) -> None:
         )
 
 
+def _why(error: Exception, where: str, username: str) -> str:
+    """Return the message of a failure, with what to look at."""
+    if isinstance(error, RefusedError):
+        remedy = f"Check 'username' and 'password', and that the ACL file of the server lets {username!r} administrate"
+    else:
+        remedy = "Check 'host', 'port' and 'tls', and that the server runs"
+    return f"Redis at {where} does not serve its administrator {username!r}: {error}. {remedy}."
+
+
 def wait_for_append_only_file(runtime: Runtime) -> None:
     """Wait until the append-only file that was just switched on holds everything."""
     deadline = time.monotonic() + REWRITE_SECONDS
@@ -275,7 +295,7 @@ def wait_for_append_only_file(runtime: Runtime) -> None:
 
 def main() -> None:
     """Run the module."""
-    module = Module(argument_spec=argument_spec(), supports_check_mode=True)
+    module = Module(argument_spec=argument_spec(), supports_check_mode=True, secrets=secret_values)
     where = f"{module.params['host']}:{module.params['port']}"
     result: dict[str, Any] = {
         "changed": False,
@@ -313,12 +333,8 @@ def main() -> None:
     except (RefusedError, UnreachableError) as exc:
         status = "refused" if isinstance(exc, RefusedError) else "unreachable"
         result |= {"status": status, "message": str(exc), "restart_required": True}
-        if module.params["wait"]:
-            module.fail_json(
-                msg=f"{exc}. Redis at {where} does not serve its administrator {module.params['username']!r}: "
-                "see its log and its ACL file.",
-                **result,
-            )
+        if module.params["on_failure"] == "fail":
+            module.fail_json(msg=_why(exc, where, module.params["username"]), **result)
     except (RedisError, ValueError) as exc:
         module.fail_json(msg=f"Redis at {where}: {exc}.", **result)
     module.exit_json(**result)

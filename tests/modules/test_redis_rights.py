@@ -21,6 +21,7 @@ from redis_servers import ADMIN, OFF, Server
 DATABASE = 2
 # As roles/redis/README.md gives them for the queues of the application.
 KEYS = ["celery*", "slow*", "news*", "brief*", "_kombu.binding*", "unacked*", "*.celery.pidbox*", "celeryev.*"]
+QUEUES = ["celery", "slow", "news"]
 WORKER = {"name": "celery", "password": "of a worker"}
 PRODUCER = {"name": "client", "password": "of a client"}
 # What celery-hybrid and celery_verify need beyond Celery itself, and what redis-py sends after an error between WATCH
@@ -118,7 +119,7 @@ def refused(server: Server) -> list[str]:
 def users_of(server: Server) -> list[dict[str, Any]]:
     # As the role does: Redis 7.0 has no CLIENT SETINFO.
     more = [] if server.version == "7.0" else ["client|setinfo"]
-    rules = {role: celery_rules(DATABASE, role, KEYS, more) for role in ("worker", "producer")}
+    rules = {role: celery_rules(DATABASE, role, KEYS, more, QUEUES) for role in ("worker", "producer")}
     return [OFF, ADMIN, WORKER | {"rules": rules["worker"]}, PRODUCER | {"rules": rules["producer"]}]
 
 
@@ -227,13 +228,25 @@ OF_OTHERS = (
     "ZRANGE unacked_index 0 -1",
 )
 KEYS_OF_OTHERS = ("LPUSH other 1", "LLEN other")
+# Keys of the transport: a list in the place of a hash or a set would stop every worker.
+KEYS_OF_WORKERS = (
+    "LPUSH unacked x",
+    "LPUSH unacked_index x",
+    "LPUSH unacked_mutex x",
+    "LPUSH _kombu.binding.celery x",
+    "LPUSH one@test.celery.pidbox x",
+    "LPUSH celery.undeliverable x",
+    "LPUSH celery:x x",
+    "SADD _kombu.binding.celery.pidbox x",
+    "SADD unacked x",
+)
 
 
 @pytest.mark.parametrize(
     ("user", "command"),
     [
         *((user["name"], command) for user in (WORKER, PRODUCER) for command in DANGEROUS + KEYS_OF_OTHERS),
-        *(("client", command) for command in OF_OTHERS),
+        *(("client", command) for command in OF_OTHERS + KEYS_OF_WORKERS),
         ("celery", "GET other"),
     ],
 )
@@ -252,6 +265,14 @@ def two_users(shared: Server) -> Iterator[Server]:
     shared.run(users=users_of(shared))
     yield shared
     shared.call("ACL", "LOAD")
+
+
+@pytest.mark.parametrize("key", ["celery", "celery:3", "celery:9", "celery\x06\x163", "slow\x06\x169"])
+def test_producer_sends_in_every_priority_whatever_the_separator(two_users: Server, key: str) -> None:
+    with two_users.client("client", PRODUCER["password"]) as client:
+        assert client.call("LPUSH", key, "x") == 1
+        assert client.call("LLEN", key) == 1
+    two_users.call("DEL", key)
 
 
 def test_a_stranger_is_refused(shared: Server) -> None:

@@ -245,17 +245,21 @@ class TestLogin:
 
     def test_wrong_password(self, server: Server, module: Any) -> None:
         login = {"username": "admin", "password": "wrong one", "port": server.port}
-        result = module(redis_runtime, **login)
+        failed = module(redis_runtime, **login)
+        assert (failed["failed"], failed["status"], failed["changed"]) == (True, "refused", False)
+        assert "does not serve its administrator 'admin'" in failed["msg"]
+        assert "Check 'username' and 'password'" in failed["msg"]
+        result = module(redis_runtime, **login, on_failure="report")
         assert (result["status"], result["restart_required"], result["changed"]) == ("refused", True, False)
-        assert "does not serve its administrator 'admin'" in module(redis_runtime, **login, wait=1)["msg"]
         assert "WRONGPASS" in module(redis_runtime_info, **login)["msg"]
 
     def test_stopped(self, own: Server) -> None:
         own.start()
         own.stop()
-        result = own.run()
+        result = own.run(on_failure="report")
         assert (result["status"], result["changed"]) == ("unreachable", False)
         assert own.run(wait=0.5)["failed"]
+        assert "Check 'host', 'port' and 'tls'" in own.run()["msg"]
         assert own.info()["failed"]
 
     def test_tls(self, own: Server, tmp_path: Path) -> None:
@@ -275,7 +279,7 @@ class TestLogin:
             f"tls-key-file {files[0]}",
             f"tls-cert-file {files[1]}",
         )
-        clear = own.run()
+        clear = own.run(on_failure="report")
         assert (clear["status"], "'tls'" in clear["message"]) == ("unreachable", True)
         trusted: dict[str, Any] = {"tls": True, "ca_path": str(certificate)}
         unnamed = own.run(**trusted)

@@ -35,6 +35,35 @@ def test_a_secret_inside_of_an_option_is_not_logged(secret, monkeypatch):
     assert module.params["files"][0]["secret"] == secret
 
 
+DSN = "amqp://shop:S3cr3t-of-the-upstream@rabbit2"
+LOGIN = {"username": "admin", "password": "of-the-administrator"}
+# No server is there: each fails, and returns what it was given as 'invocation', which -vvv shows.
+GIVEN = {
+    "redis_runtime": {"port": 1, "settings": [{"name": "masterauth", "value": "S3cr3t-of-the-master"}]},
+    "rabbitmq_topology": {
+        "url": "http://127.0.0.1:1",
+        "parameters": [
+            {"component": "federation-upstream", "vhost": "/", "name": "two", "value": {"uri": DSN}},
+            {"component": "shovel", "vhost": "/", "name": "three", "value": {"dest-password": "S3cr3t-of-the-shovel"}},
+        ],
+    },
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_secret_among_values_is_neither_logged_nor_returned(name, monkeypatch, capsys):
+    logged = []
+    monkeypatch.setattr(basic.AnsibleModule, "log", lambda self, msg, log_args=None: logged.append(f"{msg}{log_args}"))
+    module = importlib.import_module(f"{PACKAGE}.{name}")
+    with patch_module_args({**LOGIN, **GIVEN[name]}), pytest.raises(SystemExit):
+        module.main()
+    told = capsys.readouterr().out
+    assert '"failed": true' in told
+    assert "three" in told or "masterauth" in told
+    assert "S3cr3t" not in told
+    assert "S3cr3t" not in "".join(logged)
+
+
 def has_secret(options, inside=False):
     return any(
         (inside and option.get("no_log")) or has_secret(option.get("options", {}), inside=True)

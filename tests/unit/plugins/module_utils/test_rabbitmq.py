@@ -14,8 +14,8 @@ from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq import 
         ("tcp_listen_options.nodelay", False, "tcp_listen_options.nodelay = false\n"),
         (
             "listeners.tcp",
-            ["127.0.0.1:5672", "[::1]:5672"],
-            "listeners.tcp.1 = 127.0.0.1:5672\nlisteners.tcp.2 = [::1]:5672\n",
+            ["127.0.0.1:5672", "::1:5672"],
+            "listeners.tcp.1 = 127.0.0.1:5672\nlisteners.tcp.2 = ::1:5672\n",
         ),
         ("loopback_users", {"guest": True}, "loopback_users.guest = true\n"),
     ],

@@ -326,9 +326,14 @@ def test_workers_get_the_channels_of_their_database_only() -> None:
 
 
 def test_producers_write_and_do_not_read() -> None:
-    rules = redis.celery_rules(3, "producer", ["celery*"], ["hgetall"])
-    assert rules[0] == "%W~celery*"
-    assert rules[-1] == "(-@all +sadd +smembers ~_kombu.binding*)"
+    rules = redis.celery_rules(3, "producer", ["celery*"], ["hgetall"], ["celery", "a*b"])
+    keys = [rule for rule in rules if rule[0] in "~%"]
+    assert keys == [
+        *("%W~celery", "%W~celery:[0-9]", "%W~celery??[0-9]"),
+        *(r"%W~a\*b", r"%W~a\*b:[0-9]", r"%W~a\*b??[0-9]"),
+    ]
+    of_celery = "~_kombu.binding.celery ~_kombu.binding_permanent.celery"
+    assert rules[-1] == (f"(-@all +sadd +smembers {of_celery} " r"~_kombu.binding.a\*b ~_kombu.binding_permanent.a\*b)")
     assert "+hgetall" in rules
     assert not {"+lrange", "+brpop", "+del", "+smembers", "+evalsha"} & set(rules)
 

@@ -53,6 +53,16 @@ def path(tmp_path):
     return tmp_path / "celeryops.conf"
 
 
+def test_parents_of_a_new_folder_can_be_passed_whatever_the_umask_is(tmp_path):
+    before = os.umask(0o077)
+    try:
+        bring({"path": tmp_path / "opt" / "celery" / "bin", "state": "directory", "mode": "0700"})
+    finally:
+        os.umask(before)
+    modes = [oct((tmp_path / part).stat().st_mode & 0o777) for part in ("opt", "opt/celery", "opt/celery/bin")]
+    assert modes == ["0o755", "0o755", "0o700"]
+
+
 def test_missing_file(path):
     assert_brought({"path": path, "content": "a 1\nb 1\n", "mode": "0640"}, [("2 lines", "absent")])
     assert path.read_text() == "a 1\nb 1\n"
