@@ -27,7 +27,7 @@ result_expires = 86400
 result_extended = True
 broker_pool_limit = 10
 task_time_limit = 300
-broker_transport_options = {"visibility_timeout": 600, "sep": ":", "queue_order_strategy": "priority"}
+broker_transport_options = {"visibility_timeout": 600, "queue_order_strategy": "priority"}
 broker_connection_retry_on_startup = True
 """
 APPLICATION = "from celery import Celery\napp = Celery('verified')\n"

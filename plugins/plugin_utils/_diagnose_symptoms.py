@@ -613,6 +613,31 @@ def no_consumer(p: Picture) -> t.Iterator[Finding]:
 
 
 @symptom
+def foreign_names(p: Picture) -> t.Iterator[Finding]:
+    lists = [item for item in p.broker.get("foreign_lists", ()) if item["length"]]
+    bindings = p.broker.get("foreign_bindings", ())
+    cause = "A client or a worker sets 'sep' in its broker_transport_options; all others use kombu's default."
+    if lists:
+        yield Finding(
+            "queue.foreign_name",
+            f"{sum(item['length'] for item in lists)} messages are in lists that no worker reads",
+            tuple(f"{item['list']!r}: {item['length']}, queue {item['queue']}" for item in lists[:5]),
+            cause,
+            "Remove 'sep' there, and restart it. Workers move what is in 'QUEUE:PRIORITY' within a minute; for a list "
+            "with another name, once for each message: 'redis-cli LMOVE LIST QUEUE LEFT RIGHT'.",
+        )
+    if bindings:
+        yield Finding(
+            "binding.foreign_name",
+            "Stock clients cannot read the bindings of an exchange",
+            tuple(f"{item['exchange']}: {item['binding']!r}" for item in bindings[:5]),
+            cause,
+            "Remove 'sep' there, and restart it. Workers rewrite bindings with ':' within a minute; remove another "
+            "with 'redis-cli SREM _kombu.binding.EXCHANGE BINDING'.",
+        )
+
+
+@symptom
 def poison(p: Picture) -> t.Iterator[Finding]:
     for item in p.broker.get("queues", ()):
         if item["unreadable"]:

@@ -25,13 +25,12 @@ import kombu
 import redis
 
 KINDS = {"ours": "celery_hybrid.tasks.transport:Transport", "stock": "kombu.transport.redis:Transport"}
-OPTIONS = {"sep": ":"}
 BODY = {"text": "x" * 200}
 
 
 def connect(url: str, kind: str) -> kombu.Connection:
     """Return a connection with one of the two transports."""
-    return kombu.Connection(url, transport=KINDS[kind], transport_options=OPTIONS)
+    return kombu.Connection(url, transport=KINDS[kind])
 
 
 def empty(url: str) -> None:
@@ -195,7 +194,6 @@ def _app(url: str, kind: str) -> object:
         transport.install()
     app = Celery("bench", broker=url)
     app.conf.update(
-        broker_transport_options=OPTIONS,
         task_acks_late=True,
         task_ignore_result=True,
         worker_prefetch_multiplier=1,

@@ -37,7 +37,6 @@ app.conf.update(
         "unacked_restore_throttle": 1,
         "socket_timeout": 10,
         "health_check_interval": 2,
-        "sep": ":",
         "priority_steps": [0, 3, 6, 9],
         "queue_order_strategy": "priority",
         "deadletter_queue": "celery.undeliverable",

@@ -24,6 +24,7 @@ from celery_hybrid.tasks import transport
 
 pytestmark = pytest.mark.integration
 
+SEP = "\x06\x16"  # kombu's default
 KINDS = {"atomic": "celery_hybrid.tasks.transport:Transport", "stock": "kombu.transport.redis:Transport"}
 
 
@@ -38,7 +39,7 @@ class Broker:
         self.connections = []
 
     def connect(self, kind, **options):
-        options = {"global_keyprefix": self.prefix, "sep": ":", **options}
+        options = {"global_keyprefix": self.prefix, **options}
         connection = kombu.Connection(self.url, transport=KINDS[kind], transport_options=options)
         self.connections.append(connection)
         return connection
@@ -53,7 +54,7 @@ class Broker:
                 producer.publish(body, routing_key=queue, **{"headers": {"number": body}, **options})
 
     def waiting(self, queue="q"):
-        return sum(self.redis.llen(self.key(queue + step)) for step in ("", ":3", ":6", ":9"))
+        return sum(self.redis.llen(self.key(queue + step)) for step in ("", *(f"{SEP}{step}" for step in (3, 6, 9))))
 
     def unacked(self):
         assert self.redis.hlen(self.key("unacked")) == self.redis.zcard(self.key("unacked_index"))
@@ -562,7 +563,7 @@ def start(broker, tmp_path):
     file.touch()
     # No prefix: remote control needs channels that users of Redis may hear.
     names = {name: broker.key(name) for name in ("unacked_key", "unacked_index_key", "undecodable_key")}
-    options = {"sep": ":", "visibility_timeout": 3, "unacked_restore_interval": 1, **names}
+    options = {"visibility_timeout": 3, "unacked_restore_interval": 1, **names}
     environment = {**os.environ, "TRANSPORT_TEST_FILE": str(file), "TRANSPORT_TEST_OPTIONS": json.dumps(options)}
     workers = []
 

@@ -54,6 +54,9 @@ class Redis:
     def zcard(self, key: str) -> int:
         return 2
 
+    def smembers(self, key: str) -> set[bytes]:
+        return {b"celery||celery", b"celery::celery"}
+
 
 def channel(lists: dict[str, list[bytes]], now: int) -> Any:
     """A channel of kombu's Redis transport."""
@@ -62,18 +65,20 @@ def channel(lists: dict[str, list[bytes]], now: int) -> Any:
         visibility_timeout=3600,
         global_keyprefix="",
         priority_steps=[0, 3],
-        sep=":",
+        sep="|",
+        keyprefix_queue="_kombu.binding.%s",
         unacked_key="unacked",
         unacked_index_key="unacked_index",
-        _q_for_pri=lambda queue, step: f"{queue}:{step}" if step else queue,
+        _q_for_pri=lambda queue, step: f"{queue}|{step}" if step else queue,
     )
 
 
 def test_queues_are_declared_ones_and_those_that_hold_messages() -> None:
     lists = {
         "celery": [envelope()] * 30,
-        "celery:3": [b"no message"],
-        "typo:3": [envelope()],
+        "celery|3": [b"no message"],
+        "celery:9": [envelope()] * 4,
+        "typo|3": [envelope()],
         "a list of the application": [b"1"],
         "x.reply.celery.pidbox": [envelope()],
     }
@@ -84,6 +89,12 @@ def test_queues_are_declared_ones_and_those_that_hold_messages() -> None:
     assert found["queues"][0]["content_types"] == {"application/json": 20}
     assert found["results_in_redis"] == 1
     assert "secret" not in str(found)
+
+
+def test_lists_and_bindings_with_another_separator_are_named() -> None:
+    found = broker.read(channel({"celery:9": [envelope()] * 4, "mail:3": [envelope()]}, 1000), ["celery"], ["celery"])
+    assert found["foreign_lists"] == [{"list": "celery:9", "queue": "celery", "priority": 9, "length": 4}]
+    assert found["foreign_bindings"] == [{"exchange": "celery", "binding": "celery::celery"}]
 
 
 def test_unacknowledged_messages_have_an_age_and_a_task(monkeypatch: Any) -> None:

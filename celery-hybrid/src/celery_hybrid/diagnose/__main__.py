@@ -50,7 +50,10 @@ class Reading:
         app.conf.broker_transport_options = {**options, **limits, "retry_on_timeout": False}
         connection = app.connection_for_write()
         declared = [queue.name for queue in app.amqp.queues.values()]
-        found = self._part("redis", lambda: broker.read(connection.channel(), declared))
+        # Those of the queues, and the one that answers to remote control come through.
+        exchanges = {queue.exchange.name for queue in app.amqp.queues.values() if queue.exchange.name}
+        exchanges.add(app.control.mailbox.reply_exchange.name)
+        found = self._part("redis", lambda: broker.read(connection.channel(), declared, exchanges))
         if found is None:
             return
         self._part("workers", lambda: workers.read(app, request.nodes, request.others, request.timeout))

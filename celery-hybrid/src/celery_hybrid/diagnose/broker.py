@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from celery_hybrid.tasks import separators
+
 #: How much is looked at, at most: Redis answers nobody else meanwhile.
 _SCANS, _SCAN_COUNT = 20, 1000
 _SAMPLE = 10
@@ -17,21 +19,30 @@ _REPLIES = ".reply.celery.pidbox"
 _RESULT = "celery-task-meta-"
 
 
-def read(channel: Any, declared: Iterable[str]) -> dict[str, Any]:
+def read(channel: Any, declared: Iterable[str], exchanges: Iterable[str] = ()) -> dict[str, Any]:
     """Read queues, what is unacknowledged, and the clock.
 
     Args:
         channel: of kombu's Redis transport.
         declared: names of queues that count also while they are empty.
+        exchanges: names of exchanges whose bindings are looked at.
     """
+    declared = sorted(declared)
     client = channel.client
     seconds, micros = client.time()
     clock = time.time() - seconds - micros / 1e6
     lists, results, complete = _names(channel)
+    foreign = list(separators.foreign_lists(lists, declared, channel.sep))
+    lists = [name for name in lists if name not in {each for each, _, _ in foreign}]
     return {
         "clock_ahead": round(clock, 3),
         "visibility_timeout": channel.visibility_timeout,
-        "queues": list(_queues(channel, sorted(declared), lists)),
+        "queues": list(_queues(channel, declared, lists)),
+        "foreign_lists": [
+            {"list": name, "queue": queue, "priority": priority, "length": channel.client.llen(name)}
+            for name, queue, priority in foreign
+        ],
+        "foreign_bindings": list(_foreign_bindings(channel, exchanges)),
         "unacked": unacked(channel),
         "results_in_redis": results,
         "all_keys_seen": complete,
@@ -57,6 +68,15 @@ def _names(channel: Any) -> tuple[list[str], int, bool]:
             if not cursor:
                 break
     return sorted(lists), results, not cursor
+
+
+def _foreign_bindings(channel: Any, exchanges: Iterable[str]) -> Iterator[dict[str, str]]:
+    """Bindings that stock kombu with this channel's separator cannot read."""
+    for exchange in sorted(exchanges):
+        for member in channel.client.smembers(channel.keyprefix_queue % (exchange,)):
+            text = member.decode("utf-8", "replace")
+            if len(text.split(channel.sep)) != 3:
+                yield {"exchange": exchange, "binding": text}
 
 
 def _queues(channel: Any, declared: list[str], lists: list[str]) -> Iterator[dict[str, Any]]:

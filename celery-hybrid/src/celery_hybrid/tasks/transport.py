@@ -37,6 +37,7 @@ from kombu.utils.json import dumps, loads
 from kombu.utils.scheduling import priority_cycle, round_robin_cycle, sorted_cycle
 from redis.exceptions import NoScriptError, OutOfMemoryError, ResponseError
 
+from celery_hybrid.tasks import separators
 from celery_hybrid.tasks.transport_scripts import MOVE, OVERDUE, TAKE
 
 logger = logging.getLogger(__name__)
@@ -575,8 +576,13 @@ class Channel(stock.Channel):
 
     def get_table(self, exchange: str) -> list[tuple[str, ...]]:
         """Return the bindings of *exchange*; when Redis has lost them, those that this process has made."""
-        table: list[tuple[str, ...]] = super().get_table(exchange)
-        return table or self._bind_again(exchange, self.state.bindings)
+        return self._bindings(exchange) or self._bind_again(exchange, self.state.bindings)
+
+    def _bindings(self, exchange: str) -> list[tuple[str, ...]]:
+        """Return the bindings of *exchange* that are in Redis, whatever separator they were made with."""
+        with self.conn_or_acquire() as client:
+            members = map(bytes_to_str, client.smembers(self.keyprefix_queue % exchange))
+            return [parts for parts in (separators.binding(member, self.sep) for member in members) if parts]
 
     def _bind_again(self, exchange: str, bindings: Iterable[Any]) -> list[tuple[str, ...]]:
         table = []
@@ -592,17 +598,17 @@ class Channel(stock.Channel):
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> Any:
         if exchange.startswith("reply.") and exchange.endswith(".pidbox"):
             # The one who asked has gone; answers to remote control are no dead letters.
-            return self.typeof(exchange).lookup(super().get_table(exchange), exchange, routing_key, None)
+            return self.typeof(exchange).lookup(self._bindings(exchange), exchange, routing_key, None)
         return super()._lookup(exchange, routing_key, default)
 
     def _check(self) -> None:
-        """Look after what can go wrong unseen, once a minute: lost bindings, and elements that were set aside."""
+        """Look once a minute after what can go wrong unseen: lost bindings, elements set aside, foreign names."""
         if monotonic() - self._checked < _CHECK_SECONDS:
             return
         self._checked = monotonic()
         active = set(self.active_queues)
         for exchange in {source for queue, source, _ in self.state.bindings if source and queue in active}:
-            known = {(key, queue) for key, _, queue in super().get_table(exchange)}
+            known = {(key, queue) for key, _, queue in self._bindings(exchange)}
             self._bind_again(
                 exchange,
                 [
@@ -612,6 +618,13 @@ class Channel(stock.Channel):
                 ],
             )
         self._offer_undecodable()
+        moved = separators.take_over(self, active, {source for _, source, _ in self.state.bindings if source})
+        if moved:
+            logger.warning(
+                "Moved %d messages from lists with another separator to those of their queues. A client that sets "
+                "'sep' in its broker_transport_options sends them: remove it there",
+                moved,
+            )
 
     def close(self) -> None:
         """Close the channel; what was asked for meanwhile goes back."""

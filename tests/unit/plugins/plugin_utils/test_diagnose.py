@@ -234,6 +234,16 @@ OTHER = (*ANSWER[:-1], "other@worker1")
         ([((*BROKER, "queues"), [{**WAITING, "queue": "typo"}])], "queue.no_consumer", "typo"),
         ([((*BROKER, "queues"), [{**WAITING, "queue": "celery.undeliverable"}])], "queue.undeliverable", "7"),
         ([((*BROKER, "queues", None, "unreadable"), 3)], "queue.poison", "3 of those"),
+        (
+            [((*BROKER, "foreign_lists"), [{"list": "celery:3", "queue": "celery", "priority": 3, "length": 4}])],
+            "queue.foreign_name",
+            "4 messages are in lists that no worker reads",
+        ),
+        (
+            [((*BROKER, "foreign_bindings"), [{"exchange": "celery", "binding": "celery::celery"}])],
+            "binding.foreign_name",
+            "celery::celery",
+        ),
         ([((*RABBIT, "queues", 0, "effective_policy_definition"), {})], "results.never_expire", "1 of 1 streams"),
         ([((*RABBIT, "queues", 3, "messages_ready"), 20_000)], "results.unread", "celery.reply.web: 20000"),
         ([((*BROKER, "results_in_redis"), 5)], "results.in_redis", "5 keys"),
