@@ -10,7 +10,7 @@ import typing as t
 from pathlib import Path
 
 INSTANCE = re.compile(r"[a-z0-9_-]+")
-# The broker makes its keys of these names: a ':' separates queue and priority.
+# The broker makes its keys of these names; what older clients sent lies in QUEUE:PRIORITY.
 QUEUE = re.compile(r"[A-Za-z0-9_.-]+")
 APPLICATION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z_][\w.]*)?")
 SETTING = re.compile(r"[a-z][a-z0-9_]*")

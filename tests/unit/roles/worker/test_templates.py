@@ -93,9 +93,9 @@ def rendered(render: Any) -> dict[str, str]:
 
 def settings(text: str) -> dict[str, Any]:
     """Return the settings of a rendered module, without what needs Celery."""
-    start, end = text.index("# Messages are data."), text.index("class _JournalFormatter")
+    start, end = text.index("# Programs that read"), text.index("class _JournalFormatter")
     values: dict[str, Any] = {}
-    exec(text[start:end], {}, values)  # noqa: S102
+    exec(text[start:end], {"_os": os, "_Queue": lambda name, **rest: {"name": name, **rest}}, values)  # noqa: S102
     return values
 
 
@@ -109,7 +109,11 @@ def test_settings(rendered: dict[str, str]) -> None:
     assert values["broker_transport_options"]["visibility_timeout"] > values["task_time_limit"]
     assert values["broker_transport_options"]["priority_steps"] == [0, 3, 6, 9]
     # Queues of other hosts are declared here as well.
-    assert values["task_queues"] == {name: {"exchange": name} for name in ("celery", "elsewhere")}
+    assert values["task_queues"] == [
+        {"name": name, "exchange": name, "routing_key": name} for name in ("celery", "elsewhere")
+    ]
+    # kombu's default separator, which clients use that know only the broker's URL.
+    assert "sep" not in values["broker_transport_options"]
     assert values["task_default_priority"] is None
 
 
@@ -171,4 +175,75 @@ def test_single_fences_can_be_taken_away(render: Any) -> None:
 def test_further_settings_are_written(render: Any) -> None:
     files = render(worker_settings={"task_compression": "gzip"}, worker_loggers={"payments": "DEBUG"})
     assert settings(files["celeryconfig.py"])["task_compression"] == "gzip"
-    assert "'payments': {'level': 'DEBUG'}" in files["celeryconfig.py"]
+    assert "in {'payments': 'DEBUG'}.items()" in files["celeryconfig.py"]
+
+
+PROGRAM = """
+import json, logging, sys
+sys.path.insert(0, sys.argv[1])
+from celery import Celery
+from celery.app import trace
+app = Celery('shop', set_as_current=False)
+app.finalize()
+app.log.setup_logging_subsystem(loglevel=20)
+task = {'name': 'shop.add', 'id': '0b3d', 'return_value': '3', 'runtime': 0.1, 'args': '()', 'kwargs': '{}'}
+logging.getLogger('celery.worker.strategy').info(trace.LOG_RECEIVED, task)
+logging.getLogger('celery.app.trace').info(trace.LOG_SUCCESS, task)
+logging.getLogger('celery_hybrid.tasks').warning('one\\ntwo')
+logging.getLogger('payments').debug('seen')
+print(json.dumps({
+    'broker': app.conf['broker_url'],
+    'results': app.conf.get('result_backend'),
+    'queues': [queue.name for queue in app.conf.task_queues],
+    'routed': app.amqp.router.route({}, 'shop.add')['queue'].name,
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def lines(render: Any, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Import the settings as a worker does; return what it writes, and at last what other programs read."""
+    pytest.importorskip("celery", reason="the settings are imported where Celery is")
+    folder = tmp_path_factory.mktemp("imported")
+    (folder / "celeryconfig.py").write_text(
+        render(worker_loggers={"payments": "DEBUG", "celery": "INFO"})["celeryconfig.py"]
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={
+            "PYTHONPATH": str(ROOT / "celery-hybrid" / "src"),
+            "CELERY_CONFIG_MODULE": "celeryconfig",
+            "CELERY_BROKER_URL": "redis://broker/0",
+            "CELERY_RESULT_BACKEND": "cache+memory://",
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_settings_have_the_forms_that_other_programs_read(lines: list[str]) -> None:
+    assert json.loads(lines[-1]) == {
+        "broker": "redis://broker/0",
+        "results": "cache+memory://",
+        "queues": ["celery", "elsewhere"],
+        "routed": "celery",
+    }
+
+
+def test_log_lines_carry_their_level_and_the_form_that_logtool_reads(lines: list[str]) -> None:
+    logtool = pytest.importorskip("celery.bin.logtool")
+    found = logtool.Audit()
+    assert [line[:3] for line in lines[:-1]] == ["<6>", "<6>", "<4>", "<4>", "<7>"]
+    for line in lines[:-1]:
+        found.feed(line[3:])
+    assert found.report()["task"] == {
+        "types": [("shop.add", 1)],
+        "total": 1,
+        "errors": 0,
+        "completed": 1,
+        "succeeded": 1,
+    }
+    assert lines[2].endswith("WARNING/MainProcess] celery_hybrid.tasks: one")
