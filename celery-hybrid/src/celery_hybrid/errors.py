@@ -38,7 +38,11 @@ class TopologyError(ResultStoreError):
 
 
 class RecordRefusedError(HybridError):
-    """A record has a content type that is not accepted, or cannot be decoded."""
+    """A record has a content type that is not accepted, or cannot be decoded; ``get()`` raises it, too."""
+
+
+class IdError(HybridError, ValueError):
+    """The id of a task or group is neither text nor a UUID, or it cannot be encoded."""
 
 
 class OutboxError(HybridError):

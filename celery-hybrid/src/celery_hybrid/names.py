@@ -6,7 +6,13 @@ They are fixed, so that every version of this package, the ``rabbitmq`` role and
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import zlib
+from typing import Any
+from uuid import UUID
+
+from celery_hybrid.errors import IdError
 
 RESULTS_EXCHANGE = "celery.results"
 """Direct exchange that every record is published to."""
@@ -48,6 +54,51 @@ SEGMENT_BYTES = 16_000_000
 """Size of a stream's segment. Retention drops whole segments, so it bounds what outlives its expiry."""
 
 
+ID_HEADER = "id"
+"""Header with the whole id of a record whose properties only hold its hash, see :func:`short_id`."""
+
+_LONGEST_ID = 200
+
+
+def id_of(value: Any) -> str:
+    """Return the id of a task or group as text: a UUID object counts as its text, as in Celery's own backends.
+
+    Args:
+        value: what an application has given as an id.
+
+    Raises:
+        IdError: it is neither text nor a UUID, or it cannot be encoded.
+    """
+    if isinstance(value, UUID):
+        return str(value)
+    if not isinstance(value, str):
+        raise IdError(
+            f"The id of a task or group must be a string or a UUID, not {type(value).__name__} {value!r:.100}. "
+            "Pass str(...) of it where the task is sent."
+        )
+    text = str.__str__(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise IdError(
+            f"The id {text!a:.100} of a task or group has characters that UTF-8 cannot encode (lone surrogates). "
+            "Use another id."
+        ) from None
+    return text
+
+
+def short_id(record_id: str) -> str:
+    """Return an id as it fits into a property of a message: itself, or a hash when it is long or cannot be encoded.
+
+    RabbitMQ takes 255 bytes at most (AMQP 0-9-1, 4.2.5.3, short strings); dead letters add a suffix to the task's id.
+    """
+    if len(record_id) <= _LONGEST_ID:
+        with contextlib.suppress(UnicodeEncodeError):
+            if len(record_id.encode()) <= _LONGEST_ID:
+                return record_id
+    return f"sha256:{hashlib.sha256(record_id.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+
 def partition_of(record_id: str, partitions: int) -> int:
     """Return the partition that holds the records of a task or group.
 
@@ -57,7 +108,8 @@ def partition_of(record_id: str, partitions: int) -> int:
         record_id: id of the task or group.
         partitions: number of archive streams.
     """
-    return zlib.crc32(record_id.encode()) % partitions
+    # Total: a foreign program may have published any id.
+    return zlib.crc32(record_id.encode("utf-8", "surrogatepass")) % partitions
 
 
 def archive_stream(partition: int) -> str:

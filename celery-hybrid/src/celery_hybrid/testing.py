@@ -204,6 +204,7 @@ class MemoryPublisher(Publisher):
         reply_to: str | None = None,
         patience: float | None = None,  # noqa: ARG002 - nothing to wait for
         confirmed: bool = False,  # noqa: ARG002
+        attempt: int = 1,  # noqa: ARG002
     ) -> None:
         """Keep a record.
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -41,6 +42,14 @@ def letters_url(shell, results_url):
     parts = urlsplit(results_url)
     yield urlunsplit(parts._replace(netloc=f"{name}:{name}@{parts.netloc.rpartition('@')[2]}"))
     shell.ctl(f"delete_user {name}")
+
+
+def put(box, letter):
+    """Publish a letter, as a worker does."""
+    record = letter.to_record()
+    before = box.count()
+    box.channel.basic_publish(record.to_message(), record.exchange, record.subject)
+    wait_until(lambda: box.count() == before + 1)
 
 
 class Box:
@@ -373,11 +382,58 @@ class TestTools:
         tool("replay", failed.id, "--execute", before=KILLED, code=-9)
         wait_until(lambda: app.backend.store.archive.result(failed.id).status == "SUCCESS")
         wait_until(box.count)
-        # It ran, and its letter is still there: noticed, and refused.
-        assert "was replayed at" in tool("replay", "--execute", code=1)
-        wait_until(lambda: box.count() == 1)
-        assert "sent letters.fail" in tool("replay", "--execute", "--again")
+        # It ran, and its letter is still there: noticed, and removed.
+        assert "a copy of one that was replayed at" in tool("replay", "--execute")
         assert box.count() == 0
+
+    def test_a_letter_that_a_crash_of_the_worker_has_left_twice(self, app, box, failed, tool):
+        """Killed between the letter and the acknowledgement: the task comes again, and fails again."""
+        letter = box.take()
+        for at in ("2026-01-01T00:00:00.000+00:00", "2026-01-01T00:00:07.000+00:00"):
+            put(box, replace(letter, failed=at))
+        assert "1 replayed, 1 removed as copies" in tool("replay", "--execute")
+        wait_until(lambda: app.backend.store.archive.result(failed.id).status == "SUCCESS")
+        assert box.count() == 0
+
+    def test_an_id_that_was_used_again_is_another_letter(self, box, failed, tool, tmp_path):
+        letter = box.take()
+        other = replace(letter, properties={**letter.properties, "delivery_tag": str(uuid.uuid4())})
+        put(box, letter)
+        assert "1 replayed" in tool("replay", "--execute")
+        put(box, other)
+        assert "1 replayed" in tool("replay", "--execute")
+        for each in (letter, replace(other, exception="another")):
+            put(box, each)
+        tool("discard", "--to", str(tmp_path / "letters"), "--execute")
+        assert len((tmp_path / "letters").read_text().splitlines()) == 2
+
+    def test_a_malformed_or_forged_letter_is_shown_and_harms_neither_list_nor_terminal(self, box, failed, tool, shell):
+        evil = "\x1b]0;pwned\x07\x9b31m\u202e\r\nforged  line"
+        good = json.loads(box.take().to_record().body)
+        bodies = [
+            {"failed": 5},
+            {"task": None},
+            {"retries": "x"},
+            {"headers": []},
+            {"body": 7},
+            {"body_encoding": "base64"},
+        ]
+        forged = dict.fromkeys(("id", "task", "queue", "exception", "traceback", "worker"), evil)
+        for change in [{}, *bodies, {"failed": "2026-01-01"}, forged]:
+            box.channel.basic_publish(amqp.Message(json.dumps(good | change).encode()), "celery.dlx", "task.failed")
+        for headers in ({"x-death": [5]}, {"x-death": []}, {"x-death": [{"reason": evil}]}):
+            odd = amqp.Message(b"[" * 100_000, message_id=evil, timestamp=2**62, application_headers=headers)
+            box.channel.basic_publish(odd, "celery.dlx", evil)
+        box.channel.basic_publish(amqp.Message(json.dumps(good).encode()), "celery.dlx", "result.refused")
+        wait_until(lambda: box.count() == 13)
+        for command in (["list"], ["list", "--older", "1h"], ["show", failed.id], ["show", evil], ["replay"]):
+            text = tool(*command)
+            assert "\nforged" not in text
+            assert all(each == "\n" or each.isprintable() for each in text)
+        assert "3 failed" in tool("list")
+        # What only looks like a worker's is not replayed.
+        assert "3 would be replayed" in tool("replay")
+        assert len(tool("list", "--json").splitlines()) == 13
 
     def test_discard_and_put_back(self, app, box, failed, tool, tmp_path):
         path = tmp_path / "letters"

@@ -9,7 +9,7 @@ import amqp
 import pytest
 from celery import states
 
-from celery_hybrid.errors import ResultStoreError
+from celery_hybrid.errors import RecordRefusedError, ResultStoreError
 from celery_hybrid.rabbitmq.records import RESULT, Record
 
 pytestmark = pytest.mark.integration
@@ -29,7 +29,9 @@ def test_a_refused_result_becomes_one_dead_letter(app, shell, content_type):
         Record(task_id, RESULT, status="SUCCESS", body=body, content_type=content_type, content_encoding="utf-8")
     )
     for _ in range(3):
-        assert app.AsyncResult(task_id).state == states.PENDING
+        assert app.AsyncResult(task_id).state == states.FAILURE
+    with pytest.raises(RecordRefusedError, match=f"result of task {task_id} is refused"):
+        app.AsyncResult(task_id).get(timeout=10)
     end = time.monotonic() + 15
     while int(letters(shell)) == before:
         assert time.monotonic() < end

@@ -55,7 +55,7 @@ def test_a_refusal_is_counted_said_once_and_kept_as_a_dead_letter(caplog):
             refusals.refuse(record, RecordRefusedError("of a reason"))
     assert refusals.counts == {"x/y": 1}
     assert [record.getMessage() for record in caplog.records] == [
-        "The stored result of task the-id is refused and treated as absent: of a reason."
+        "The stored result of task the-id is refused: of a reason."
     ]
     ((message, key),) = letters
     assert key == "result.refused"
@@ -70,7 +70,7 @@ def test_a_refusal_without_a_dead_letter_is_said(caplog):
         raise ResultStoreUnreachableError("RabbitMQ is away.")
 
     Refusals(away).refuse(Record("id", RESULT), RecordRefusedError("x"))
-    assert caplog.messages[-1] == "There is no dead letter of it: RabbitMQ is away."
+    assert caplog.messages[-1] == "Could not dead-letter it: RabbitMQ is away."
 
 
 def test_refusals_do_not_grow():

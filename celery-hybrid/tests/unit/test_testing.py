@@ -17,7 +17,7 @@ from celery.exceptions import ChordError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from celery_hybrid import testing
-from celery_hybrid.errors import OptionError, ResultStoreError
+from celery_hybrid.errors import OptionError, RecordRefusedError, ResultStoreError
 from celery_hybrid.rabbitmq.records import RESULT, Record
 from celery_hybrid.testing import MemoryBackend
 
@@ -203,7 +203,9 @@ def test_a_content_type_that_is_not_accepted_is_refused(make_app, caplog):
     loose = make_app(result_serializer="pickle", result_accept_content=["pickle"])
     store(loose, "id", {1, 2})
     assert loose.AsyncResult("id").result == {1, 2}
-    assert strict.state == "PENDING"
+    assert strict.state == "FAILURE"
+    with pytest.raises(RecordRefusedError, match="is not in result_accept_content"):
+        strict.get(timeout=5)
     assert "is not in result_accept_content" in caplog.text
     ((_, letter),) = strict.backend.store.memory.dead_letters
     assert (letter.correlation_id, letter.content_type) == ("id", "application/x-python-serialize")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import struct
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,14 @@ from celery_hybrid.errors import (
     TopologyError,
 )
 from celery_hybrid.rabbitmq.options import Options
-from celery_hybrid.rabbitmq.records import RESULT, Record
+from celery_hybrid.rabbitmq.records import DEAD_LETTER, RESULT, Record
 from celery_hybrid.results import relay as relay_module
 from celery_hybrid.results import writer as writer_module
-from celery_hybrid.results.outbox import Outbox
+from celery_hybrid.results.outbox import FullError, Outbox
 from celery_hybrid.results.relay import CLOSED, OPEN, Relay
 from celery_hybrid.results.writer import Writer
+
+BAD = b'{"status": "SUCCESS", "result": 1}'
 
 
 class Publisher:
@@ -32,18 +36,37 @@ class Publisher:
     def __init__(self) -> None:
         self.failure: ResultStoreError | None = None
         self.too_large: set[str] = set()
+        self.broken: dict[str, Exception] = {}
+        self.probes = 0
         self.published: list[str] = []
         self.patience: list[float | None] = []
 
     def publish(
-        self, record: Record, reply_to: str | None = None, patience: float | None = None, confirmed: bool = False
+        self,
+        record: Record,
+        reply_to: str | None = None,
+        patience: float | None = None,
+        confirmed: bool = False,
+        attempt: int = 1,
     ) -> None:
         self.patience.append(patience)
+        if record.id in self.broken and record.body == BAD:
+            raise self.broken[record.id]
         if record.id in self.too_large:
             raise RecordTooLargeError("message size 17 is larger than 16.")
         if self.failure is not None:
             raise self.failure
         self.published.append(record.id)
+
+    def publish_all(self, batch: list[tuple[Record, str | None]]) -> Iterator[None]:
+        for record, reply_to in batch:
+            self.publish(record, reply_to, confirmed=True)
+            yield
+
+    def probe(self, record: Record) -> None:
+        self.probes += 1
+        if self.failure is not None:
+            raise self.failure
 
     def close(self) -> None:
         pass
@@ -217,6 +240,7 @@ def test_the_relay_goes_on_when_it_cannot_remove_what_it_delivered(
     wait_until(lambda: publisher.published == list("abcde"))
     relay.stop()
     assert "delivered and cannot be removed" in caplog.text
+    assert not outbox.waiting()
 
 
 def test_one_relay_of_a_host_works(publisher: Publisher, outbox: Outbox) -> None:
@@ -233,6 +257,170 @@ def test_one_relay_of_a_host_works(publisher: Publisher, outbox: Outbox) -> None
     wait_until(lambda: second.failure is AWAY)
     second.stop()
     assert asked
+
+
+def add(outbox: Outbox, name: str, status: str = "SUCCESS") -> None:
+    outbox.add(Record(name, RESULT, status=status, body=BAD, content_type="application/json"), "client")
+
+
+def run(relay: Relay, until: Any) -> None:
+    relay.start()
+    try:
+        wait_until(until)
+    finally:
+        relay.stop()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_IDLE_PAUSE", "_FIRST_PAUSE", "_LONGEST_PAUSE"):
+        monkeypatch.setattr(relay_module, name, 0.01)
+
+
+NEVER = [struct.error("ubyte format requires 0 <= number <= 255"), UnicodeEncodeError("utf-8", "x", 0, 1, "no")]
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("failure", NEVER)
+def test_a_record_that_no_message_can_carry_is_set_aside_and_its_task_ends(
+    failure: Exception, publisher: Publisher, outbox: Outbox
+) -> None:
+    for name in "abc":
+        add(outbox, name)
+    publisher.broken["b"] = failure
+    relay = Relay(outbox, publisher)  # type: ignore[arg-type]
+    run(relay, lambda: not outbox.holds())
+    # The short failure of b comes in its place.
+    assert publisher.published == ["a", "b", "c"]
+    (aside,) = outbox.refused()
+    assert (aside.record.id, aside.record.body, aside.reply_to) == ("b", BAD, "client")
+    assert str(failure) in aside.reason
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("failure", [AWAY, RuntimeError("unforeseen")])
+def test_a_record_that_fails_while_small_ones_pass_is_set_aside(
+    failure: Exception, publisher: Publisher, outbox: Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in "abc":
+        add(outbox, name)
+    publisher.broken["b"] = failure
+    relay = Relay(outbox, publisher)  # type: ignore[arg-type]
+    shown: list[str] = []
+    run(relay, lambda: shown.append(str(relay.failure)) or not outbox.holds())
+    assert publisher.published == ["a", "b", "c"]
+    assert publisher.probes == 5
+    assert str(failure) in shown
+    assert relay.failure is None
+    assert "The result of b can never be stored" in caplog.text
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("failure", [AWAY, TopologyError("no stream")])
+def test_nothing_is_set_aside_while_rabbitmq_takes_nothing(
+    failure: ResultStoreError, publisher: Publisher, outbox: Outbox
+) -> None:
+    add(outbox, "a")
+    publisher.failure = failure
+    relay = Relay(outbox, publisher)  # type: ignore[arg-type]
+    run(relay, lambda: len(publisher.patience) > 20)
+    assert (waiting(outbox), outbox.depth().refused) == (["a"], 0)
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_is_said_of_a_dead_letter_names_it(
+    publisher: Publisher, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outbox = Outbox(tmp_path / "letters", 10, 1 << 20, "dead letters")
+    publisher.failure = AWAY
+    caplog.set_level(logging.WARNING)
+    letter = Record("id", DEAD_LETTER, subject="task.failed")
+    Writer(publisher, outbox, Options()).write(letter)  # type: ignore[arg-type]
+    for _ in range(8):
+        outbox.add(letter, None)
+    with pytest.raises(FullError, match="holds 9 dead letters"):
+        outbox.add(letter, None)
+    run(Relay(outbox, publisher), lambda: len(publisher.patience) > 3)  # type: ignore[arg-type]
+    assert not [text for text in caplog.messages if "result" in text.lower()]
+    assert "Dead letters go to the outbox" in caplog.text
+    assert "9 dead letters (" in caplog.text
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_a_full_disk_keeps_is_delivered_once_and_makes_nobody_wait(
+    publisher: Publisher, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        add(outbox, name)
+    full(monkeypatch, outbox)
+    relay = Relay(outbox, publisher)  # type: ignore[arg-type]
+    relay.start()
+    wait_until(lambda: isinstance(relay.failure, OutboxError) and not outbox.waiting())
+    make(publisher, outbox)("direct")
+    steps = relay.steps
+    wait_until(lambda: relay.steps > steps + 5)
+    relay.stop()
+    assert publisher.published == ["a", "b", "c", "direct"]
+    assert outbox.depth().count == 0
+    # Another process of the host, and one that starts later.
+    other = Outbox(outbox.path, 10, 1 << 20)
+    assert not other.waiting()
+    assert other.oldest(5) == []
+    monkeypatch.undo()
+    run(Relay(other, publisher), lambda: not other.holds())  # type: ignore[arg-type]
+    assert publisher.published == ["a", "b", "c", "direct"]
+    add(other, "later")
+    assert waiting(other) == ["later"]
+
+
+def test_a_file_in_the_place_of_another_is_delivered_from_its_beginning(
+    publisher: Publisher, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(outbox, "a")
+    with outbox.progress.alone():
+        outbox.remember(outbox.oldest(1)[0].seq)
+    assert not outbox.waiting()
+    outbox.path.unlink()
+    add(outbox, "b")
+    assert waiting(outbox) == ["b"]
+
+
+def test_a_disk_that_is_full_does_not_make_the_event_loop_lose_a_result(
+    publisher: Publisher, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(outbox, "a")
+    full(monkeypatch, outbox)
+    monkeypatch.setattr(writer_module, "must_not_wait", lambda: True)
+    make(publisher, outbox)("b")
+    assert publisher.published == ["b"]
+
+
+def test_a_full_disk_is_not_asked_without_a_pause_when_the_oldest_may_be_dropped(
+    publisher: Publisher, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(outbox, "a")
+    full(monkeypatch, outbox)
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            outbox.remove(outbox.oldest(1)[0].seq)
+
+    monkeypatch.setattr(outbox, "_change_even_if_full", Outbox._change_even_if_full.__get__(outbox))
+    monkeypatch.setattr(writer_module.time, "sleep", pause)
+    make(publisher, outbox, outbox_full="drop_oldest")("b")
+    assert (len(pauses), publisher.published) == (3, ["b"])
+
+
+def full(monkeypatch: pytest.MonkeyPatch, outbox: Outbox) -> None:
+    """Let the disk of an outbox be full."""
+
+    def refuse(_: Any) -> None:
+        raise OutboxError("database or disk is full")
+
+    monkeypatch.setattr(outbox, "_free", lambda: 0)
+    monkeypatch.setattr(outbox, "_change_even_if_full", refuse)
 
 
 def wait_until(condition: Any, seconds: float = 15) -> None:

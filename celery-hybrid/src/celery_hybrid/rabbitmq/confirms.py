@@ -26,6 +26,7 @@ class ConfirmedChannel:
         self._channel.confirm_select()
         self._last = 0
         self._open: set[int] = set()
+        self._awaited: set[int] = set()
         self._nacked: set[int] = set()
         self._returned: list[str] = []
         self._channel.events["basic_ack"].add(self._acked)
@@ -42,11 +43,20 @@ class ConfirmedChannel:
         """Close the channel."""
         self._channel.close()
 
-    def publish(self, message: amqp.Message, exchange: str, routing_key: str) -> int:
-        """Send a message and return its number, without waiting."""
+    def publish(self, message: amqp.Message, exchange: str, routing_key: str, awaited: bool = True) -> int:
+        """Send a message and return its number, without waiting.
+
+        Args:
+            message: the message.
+            exchange: where to.
+            routing_key: where to.
+            awaited: whether :meth:`wait` will be called for it; else a nack of it is not remembered.
+        """
         self._channel.basic_publish(message, exchange, routing_key, mandatory=True)
         self._last += 1
         self._open.add(self._last)
+        if awaited:
+            self._awaited.add(self._last)
         return self._last
 
     def wait(self, number: int, timeout: float) -> bool:
@@ -66,6 +76,7 @@ class ConfirmedChannel:
             self._connection.drain_events(timeout=max(0.001, deadline - time.monotonic()))
             if number in self._open and time.monotonic() >= deadline:
                 raise TimeoutError
+        self._awaited.discard(number)
         if number in self._nacked:
             self._nacked.discard(number)
             raise amqp.exceptions.MessageNacked
@@ -78,7 +89,8 @@ class ConfirmedChannel:
         self._open = {each for each in self._open if each > number} if multiple else self._open - {number}
 
     def _not_acked(self, number: int, multiple: bool) -> None:
-        self._nacked |= {each for each in self._open if each <= number} if multiple else {number}
+        nacked = {each for each in self._open if each <= number} if multiple else {number}
+        self._nacked |= nacked & self._awaited
         self._acked(number, multiple)
 
     def _came_back(self, exc: Exception, exchange: str, routing_key: str, message: Any) -> None:  # noqa: ARG002

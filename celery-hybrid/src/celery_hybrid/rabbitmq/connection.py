@@ -42,6 +42,10 @@ HOW_TO_DECLARE = (
 # Half a minute without an answer of the kernel at the other end is the end of a connection.
 #: How long a RabbitMQ that answers may take until its streams do.
 STARTING_SECONDS = 10.0
+# How RabbitMQ words the one precondition that only deleting an object helps against. All others, such as
+# consumer_timeout, leave objects alone.
+_OTHER_ARGUMENTS = ("inequivalent arg", "cannot redeclare")
+_CHANNEL_IS_OVER = ("timed out", "unknown delivery tag")
 _KEEPALIVE = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3, socket.TCP_NODELAY: 1}
 
 
@@ -347,13 +351,20 @@ def translated(doing: str) -> Iterator[None]:
     except amqp.exceptions.PreconditionFailed as exc:
         if "larger than" in str(exc.reply_text):
             raise RecordTooLargeError(
-                f"{doing}: {exc.reply_text}. Return less, and keep large data elsewhere; or raise max_message_size in "
-                "RabbitMQ (rabbitmq_max_message_size of the role)."
+                f"{doing}: {exc.reply_text}. Pass and return less, and keep large data elsewhere; or raise "
+                "max_message_size in RabbitMQ (rabbitmq_max_message_size of the role)."
             ) from exc
-        raise TopologyError(
-            f"{doing}: {exc.reply_text}. An object of that name exists with other arguments; RabbitMQ cannot change "
-            "them, so it has to be deleted first."
-        ) from exc
+        if any(words in str(exc.reply_text) for words in _OTHER_ARGUMENTS):
+            raise TopologyError(
+                f"{doing}: {exc.reply_text}. An object of that name exists with other arguments; RabbitMQ cannot "
+                "change them, so it has to be deleted first."
+            ) from exc
+        if any(words in str(exc.reply_text) for words in _CHANNEL_IS_OVER):
+            raise ResultStoreUnreachableError(
+                f"{doing}: RabbitMQ has closed the channel: {exc.reply_text}. It is opened again; what was not "
+                "acknowledged is delivered again."
+            ) from exc
+        raise ResultStoreError(f"{doing}: RabbitMQ refused it: {exc.reply_text}.") from exc
     except ssl.SSLCertVerificationError as exc:
         raise ResultStoreError(
             f"{doing}: its certificate is not accepted: {exc.verify_message}. Check the host in result_backend, and "
@@ -363,7 +374,7 @@ def translated(doing: str) -> Iterator[None]:
         raise ResultStoreUnreachableError(f"{doing}: TLS failed: {exc.reason or exc}.") from exc
     except amqp.exceptions.MessageNacked as exc:
         raise ResultStoreUnreachableError(
-            f"{doing}: RabbitMQ did not keep it (nack): one of its queues failed or was being deleted."
+            f"{doing}: RabbitMQ did not keep it (nack): one of its queues is full, has failed, or was being deleted."
         ) from exc
     except TimeoutError as exc:
         raise ResultStoreUnreachableError(

@@ -12,6 +12,9 @@ from celery_hybrid.errors import OptionError
 
 SETTING = "result_backend_transport_options"
 
+#: The slowest line to RabbitMQ that a large record is given the time for, in bytes a second.
+_SLOWEST = 1_000_000
+
 BLOCK, DROP_OLDEST = "block", "drop_oldest"
 
 
@@ -30,7 +33,7 @@ class Options:
             who have no role or person to do it; the user then needs the right to configure ``celery.*``.
         connect_timeout: for reaching one host of the URL.
         socket_timeout: for one answer of RabbitMQ.
-        confirm_timeout: for the confirmation of one record.
+        confirm_timeout: for the confirmation of one record; a second more for each megabyte of it.
         lookup_timeout: for one look-up by id.
         heartbeat: interval of the AMQP heartbeat; 0 switches it off.
         poll_interval: first pause between looks into the archive while ``get()`` waits; it doubles.
@@ -104,6 +107,14 @@ class Options:
         if options.keyfile and not options.certfile:
             raise OptionError(f"{SETTING}['keyfile'] needs certfile, the certificate that it is the key of.")
         return options
+
+    def confirm_time(self, size: int) -> float:
+        """Return the seconds that RabbitMQ is given to confirm a record.
+
+        Args:
+            size: of the record, in bytes; a large one takes its time on a slow line.
+        """
+        return self.confirm_timeout + size / _SLOWEST
 
     def merged(self, values: Mapping[str, str]) -> Options:
         """Return these options with those of the URL's query laid over them."""

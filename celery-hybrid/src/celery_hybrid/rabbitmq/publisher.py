@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import amqp
 from celery import states
 
-from celery_hybrid.errors import ResultStoreUnreachableError, TopologyError
+from celery_hybrid.errors import RecordTooLargeError, ResultStoreUnreachableError, TopologyError
 from celery_hybrid.names import letters_exchange
 from celery_hybrid.rabbitmq.confirms import ConfirmedChannel
 from celery_hybrid.rabbitmq.connection import Link, Servers, translated
 from celery_hybrid.rabbitmq.options import Options
-from celery_hybrid.rabbitmq.records import Record
+from celery_hybrid.rabbitmq.records import SEED, Record
 
 #: Seconds that an attempt gets although the time is over.
 _SHORTEST = 0.05
 
 #: STARTED records under way; one more is waited for.
 _UNCONFIRMED = 100
+
+#: STARTED records of more bytes than this are waited for: one that RabbitMQ refuses would end the channel later.
+_LARGE = 1_000_000
+
+
+@dataclass(frozen=True)
+class _Parcel:
+    """A message, what it is for people, and where it goes."""
+
+    what: str
+    message: amqp.Message
+    exchange: str
+    key: str
 
 
 class Publisher:
@@ -50,6 +64,7 @@ class Publisher:
         reply_to: str | None = None,
         patience: float | None = None,
         confirmed: bool = False,
+        attempt: int = 1,
     ) -> None:
         """Publish a record, and return when it is confirmed.
 
@@ -62,62 +77,113 @@ class Publisher:
         Args:
             record: the record.
             reply_to: address of the client that waits for it.
-            patience: seconds for all of it; None gives each attempt the timeouts of the options.
+            patience: seconds for all of it; None gives each attempt the timeouts of the options, and more to a large
+                record.
             confirmed: wait for the confirm of STARTED, too.
+            attempt: the how many-th it is; each one is given more time.
 
         Raises:
             RecordTooLargeError: RabbitMQ will never take it.
             ResultStoreUnreachableError: it was not confirmed in time; whether it arrived is not known.
             ResultStoreError: RabbitMQ refused it.
         """
-        options = self._options
-        message = record.to_message(reply_to, journal=options.survive_power_loss)
-        routing_key = record.routing_key(options.partitions)
-        self._send(message, record.exchange, routing_key, patience, wait=confirmed or record.status != states.STARTED)
+        wait = confirmed or record.status != states.STARTED or len(record.body) > _LARGE
+        self._send(self._parcel(record, reply_to), patience, wait, attempt)
+
+    def publish_all(self, batch: Iterable[tuple[Record, str | None]]) -> Iterator[None]:
+        """Publish records in their order, all of them before the first is confirmed; yield whenever the next one is.
+
+        Those behind one that fails may have arrived.
+
+        Args:
+            batch: each record with the address of the client that waits for it.
+
+        Raises:
+            ResultStoreError: the next one failed, and why.
+        """
+        with self._link.turn(self._turn):
+            parcels = [self._parcel(record, reply_to) for record, reply_to in batch]
+            try:
+                with translated(f"storing {len(parcels)} records"):
+                    self._link.connection()
+                    channel = self._confirmed
+                    numbers = [channel.publish(parcel.message, parcel.exchange, parcel.key) for parcel in parcels]
+                under_way = 0
+                for number, parcel in zip(numbers, parcels, strict=True):
+                    under_way += len(parcel.message.body)
+                    with translated(f"storing {parcel.what}"):
+                        self._taken(channel.wait(number, self._options.confirm_time(under_way)), parcel)
+                    yield
+            except BaseException:
+                self._link.drop()
+                raise
+
+    def probe(self, record: Record) -> None:
+        """Publish a small record, which nobody sees, to where this one goes; raises what :meth:`publish` does."""
+        message = Record("", SEED, subject=SEED).to_message()
+        key = record.routing_key(self._options.partitions)
+        self._send(_Parcel("a test message", message, record.exchange, key), None)
 
     def dead_letter(self, message: amqp.Message, routing_key: str) -> None:
         """Publish a dead letter, and return when it is confirmed; raises what :meth:`publish` does."""
-        self._send(message, letters_exchange(routing_key), routing_key, None)
+        self._send(_Parcel("a dead letter", message, letters_exchange(routing_key), routing_key), None)
 
-    def _send(
-        self, message: amqp.Message, exchange: str, routing_key: str, patience: float | None, wait: bool = True
-    ) -> None:
-        turn = 2 * (self._options.connect_timeout + self._options.confirm_timeout) if patience is None else patience
+    def _parcel(self, record: Record, reply_to: str | None) -> _Parcel:
+        options = self._options
+        message = record.to_message(reply_to, journal=options.survive_power_loss)
+        return _Parcel(record.what, message, record.exchange, record.routing_key(options.partitions))
+
+    @property
+    def _turn(self) -> float:
+        return 2 * (self._options.connect_timeout + self._options.confirm_timeout)
+
+    def _send(self, parcel: _Parcel, patience: float | None, wait: bool = True, attempt: int = 1) -> None:
         deadline = None if patience is None else time.monotonic() + patience
-        with self._link.turn(turn):
+        with self._link.turn(self._turn if patience is None else patience):
             fresh = not self._link.connected
+            others = self._channel.unconfirmed if self._channel is not None and not fresh else 0
             try:
-                self._publish(message, exchange, routing_key, deadline, wait)
+                self._publish(parcel, deadline, wait, attempt)
+            except RecordTooLargeError:
+                # RabbitMQ closes the channel, and does not say for which of the messages under way.
+                if not others:
+                    raise
+                self._publish(parcel, deadline, wait, attempt)
             except ResultStoreUnreachableError as exc:
                 # A nack says nothing against the connection: a reply queue that is being deleted is enough for one.
                 if fresh and not isinstance(exc.__cause__, amqp.exceptions.MessageNacked):
                     raise
                 if deadline is not None and time.monotonic() >= deadline:
                     raise
-                self._publish(message, exchange, routing_key, deadline, wait)
+                self._publish(parcel, deadline, wait, attempt)
 
-    def _publish(
-        self, message: amqp.Message, exchange: str, routing_key: str, deadline: float | None, wait: bool
-    ) -> None:
-        remaining = None if deadline is None else max(_SHORTEST, deadline - time.monotonic())
-        confirm = self._options.confirm_timeout
+    def _publish(self, parcel: _Parcel, deadline: float | None, wait: bool, attempt: int) -> None:
         try:
-            with translated("storing a result"):
-                self._link.connection(remaining)
-                assert self._channel is not None  # noqa: S101 - made by _prepared
-                number = self._channel.publish(message, exchange, routing_key)
-                if not wait and self._channel.unconfirmed < _UNCONFIRMED:
+            with translated(f"storing {parcel.what}"):
+                self._link.connection(_remaining(deadline))
+                number = self._confirmed.publish(parcel.message, parcel.exchange, parcel.key, awaited=wait)
+                if not wait and self._confirmed.unconfirmed < _UNCONFIRMED:
                     return
-                taken = self._channel.wait(number, confirm if remaining is None else min(confirm, remaining))
+                limit = attempt * self._options.confirm_time(len(parcel.message.body))
+                remaining = _remaining(deadline)
+                taken = self._confirmed.wait(number, limit if remaining is None else min(limit, remaining))
+            self._taken(taken, parcel)
         except BaseException:
             self._link.drop()
             raise
+
+    @staticmethod
+    def _taken(taken: bool, parcel: _Parcel) -> None:
         if not taken:
-            self._link.drop()
             raise TopologyError(
-                f"storing a result: RabbitMQ has nothing bound to the exchange {exchange} with the key {routing_key}. "
-                "Run the rabbitmq role of celeryops.hybrid against it; it repairs what is missing."
+                f"storing {parcel.what}: RabbitMQ has nothing bound to the exchange {parcel.exchange} with the key "
+                f"{parcel.key}. Run the rabbitmq role of celeryops.hybrid against it; it repairs what is missing."
             )
+
+    @property
+    def _confirmed(self) -> ConfirmedChannel:
+        assert self._channel is not None  # noqa: S101 - made by _prepared
+        return self._channel
 
     def _prepared(self, connection: amqp.Connection) -> None:
         # On every new connection, not only the first: RabbitMQ may have come back without its streams.
@@ -131,3 +197,7 @@ class Publisher:
     def abandon(self) -> None:
         """In a child: leave the parent's connection alone."""
         self._link.abandon()
+
+
+def _remaining(deadline: float | None) -> float | None:
+    return None if deadline is None else max(_SHORTEST, deadline - time.monotonic())

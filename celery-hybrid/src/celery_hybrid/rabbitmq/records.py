@@ -15,6 +15,7 @@ from celery import states
 
 from celery_hybrid.names import (
     CHORDS_QUEUE,
+    ID_HEADER,
     JOURNAL_QUEUE,
     RESULTS_EXCHANGE,
     TASK_KEY_PREFIX,
@@ -22,6 +23,7 @@ from celery_hybrid.names import (
     letters_exchange,
     partition_of,
     reply_queue,
+    short_id,
 )
 
 RESULT, GROUP, FORGET, SEED = "result", "group", "forget", "seed"
@@ -35,6 +37,14 @@ DEAD_LETTER = "dead-letter"
 
 #: What a tombstone hides; a task and a group may have the same id.
 FORGETS_HEADER = "forgets"
+
+_WORDS = {
+    RESULT: "a result",
+    GROUP: "a group",
+    FORGET: "that a result is forgotten",
+    SEED: "a test message",
+    DEAD_LETTER: "a dead letter",
+}
 
 # What Python adds to a record that is kept: measured as about 700 bytes with CPython 3.11.
 _OVERHEAD = 700
@@ -84,7 +94,7 @@ class Record:
         kind = _text(properties.get("type"))
         body = message.body
         return cls(
-            id=_text(properties.get("correlation_id")),
+            id=_text(headers.get(ID_HEADER)) or _text(properties.get("correlation_id")),
             kind=kind,
             subject=(_text(headers.get(FORGETS_HEADER)) or RESULT) if kind == FORGET else kind,
             status=_text(headers.get("status")),
@@ -108,14 +118,17 @@ class Record:
             return amqp.Message(
                 self.body,
                 type=self.kind,
-                message_id=self.id,
+                message_id=short_id(self.id),
                 content_type=self.content_type,
                 content_encoding=self.content_encoding,
                 delivery_mode=2,
                 timestamp=self.timestamp,
                 application_headers={"reason": self.subject.removeprefix(TASK_KEY_PREFIX)},
             )
-        headers: dict[str, Any] = {"x-stream-filter-value": self.id or self.kind}
+        short = short_id(self.id)
+        headers: dict[str, Any] = {"x-stream-filter-value": short or self.kind}
+        if short != self.id:
+            headers[ID_HEADER] = self.id
         if self.status:
             headers["status"] = self.status
         if self.group:
@@ -132,7 +145,7 @@ class Record:
         return amqp.Message(
             self.body,
             type=self.kind,
-            correlation_id=self.id,
+            correlation_id=short,
             content_type=self.content_type,
             content_encoding=self.content_encoding,
             # Streams and quorum queues keep every message on disk; this only concerns the copy in a reply queue,
@@ -161,6 +174,11 @@ class Record:
     def key(self) -> tuple[str, str]:
         """What the records of one outcome have in common."""
         return (self.subject, self.id)
+
+    @property
+    def what(self) -> str:
+        """What it is, for messages to people."""
+        return _WORDS.get(self.kind, "a part of a chord" if self.kind in CHORD_KINDS else "a record")
 
     @property
     def size(self) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 import amqp
 
+from celery_hybrid.names import ID_HEADER
 from celery_hybrid.rabbitmq.records import FORGET, FORGETS_HEADER, RESULT, Record
 
 _READ_AHEAD = 256 * 1024
@@ -131,7 +132,7 @@ class Delivery:
         flags = header[12] << 8 | header[13]
         at = 14
         self.offset, self.timestamp = -1, 0
-        self.id = self.kind = self.status = forgets = ""
+        self.id = self.kind = self.status = forgets = whole_id = ""
         if flags & 0x8000:  # content_type
             at += 1 + header[at]
         if flags & 0x4000:  # content_encoding
@@ -152,6 +153,8 @@ class Delivery:
                         self.status = header[at : at + size].decode()
                     elif key == FORGETS_HEADER.encode():
                         forgets = header[at : at + size].decode()
+                    elif key == ID_HEADER.encode():
+                        whole_id = header[at : at + size].decode()
                 elif key == b"x-stream-offset":
                     if size != _OFFSET.size:
                         raise KeyError(key)
@@ -171,6 +174,7 @@ class Delivery:
             at += 8
         if flags & 0x0020:
             self.kind = header[at + 1 : at + 1 + header[at]].decode()
+        self.id = whole_id or self.id
         self.subject = (forgets or RESULT) if self.kind == FORGET else self.kind
 
 

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import amqp
 
 from celery_hybrid.errors import ResultStoreError, ResultStoreUnreachableError
-from celery_hybrid.names import RESULTS_EXCHANGE, archive_stream, partition_of
+from celery_hybrid.names import RESULTS_EXCHANGE, archive_stream, partition_of, short_id
 from celery_hybrid.processes import runs_tasks
 from celery_hybrid.rabbitmq.connection import Link, Servers, translated
 from celery_hybrid.rabbitmq.options import Options
@@ -664,7 +664,7 @@ class Archive:
         merged: dict[Key, Record | None] = dict.fromkeys(keys)
         seen = -1
         # The last record's own value lets it through the filter as well, so that the end is seen.
-        only = {end.id or end.kind, *(key[1] for key in keys)}
+        only = {short_id(end.id) or end.kind, *(short_id(key[1]) for key in keys)}
         if len(only) > _FILTERED:
             only.clear()
         for delivery in itertools.chain(self._read_all(channel, partition, end.offset, deadline, only), tail):

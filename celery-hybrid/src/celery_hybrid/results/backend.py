@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +17,18 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import GroupResult, result_from_tuple
 from celery.utils.functional import _regen
 
-from celery_hybrid.errors import RecordRefusedError, ResultStoreError, ResultStoreUnreachableError
+from celery_hybrid.errors import (
+    RecordRefusedError,
+    RecordTooLargeError,
+    ResultStoreError,
+    ResultStoreUnreachableError,
+)
+from celery_hybrid.names import id_of
 from celery_hybrid.processes import is_pool_child
 from celery_hybrid.rabbitmq.options import SETTING, Options
 from celery_hybrid.rabbitmq.records import CHORD_GROWTH, CHORD_PART, CHORD_SHAPE, CHORD_SIZE, GROUP, RESULT, Record
 from celery_hybrid.rabbitmq.urls import masked
-from celery_hybrid.results.content import Codec, Meta
+from celery_hybrid.results.content import Codec, Meta, failure_instead
 from celery_hybrid.results.store import Store, on_fork, store_of
 from celery_hybrid.results.waiting import SHORTEST_LOOK, ResultConsumer
 
@@ -101,9 +107,13 @@ class AMQPBackend(AsyncBackendMixin, Backend):
         to wait, results are read from the archive, or pushed if it sent them while it was allowed to.
 
         RabbitMQ may be down: then the task is sent all the same, and its result is found in the archive.
+
+        Raises:
+            IdError: results cannot be stored under that id.
         """
+        name = id_of(task_id)
         if not task_join_will_block() and self._store.replies.start():
-            self._store.mailbox.sent(task_id)
+            self._store.mailbox.sent(name)
         return {}
 
     # Writing
@@ -111,23 +121,53 @@ class AMQPBackend(AsyncBackendMixin, Backend):
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **_: Any
     ) -> Any:
+        task_id = id_of(task_id)
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         meta["task_id"] = task_id
-        record = self._codec.encode(task_id, RESULT, meta, status=state)
         pushed = state != states.STARTED or self.options.push_started
-        self._store.write(record, (_address(request) or self._client_of_chord) if pushed else None)
+        reply_to = (_address(request) or self._client_of_chord) if pushed else None
+        try:
+            self._store.write(self._record(meta), reply_to)
+        except RecordTooLargeError as exc:
+            self._store_less(meta, reply_to, exc)
         return result
 
+    def _record(self, meta: Meta) -> Record:
+        return self._codec.encode(meta["task_id"], RESULT, meta, status=meta["status"])
+
+    def _store_less(self, meta: Meta, reply_to: str | None, too_large: RecordTooLargeError) -> None:
+        """Store what is left of a record without what makes it too large: every task gets a final state.
+
+        Raises:
+            RecordTooLargeError: the result itself is too large; Celery makes it the failure of the task.
+        """
+        name = meta["task_id"]
+        if meta.get("args") is not None or meta.get("kwargs") is not None:
+            meta = {**meta, "args": None, "kwargs": None}
+            logger.warning("The record of task %s is stored without the task's arguments: %s", name, too_large)
+            try:
+                self._store.write(self._record(meta), reply_to)
+            except RecordTooLargeError as exc:
+                too_large = exc
+            else:
+                return
+        instead = None if meta["status"] == states.SUCCESS else failure_instead(self._record(meta), str(too_large))
+        if instead is None:
+            raise too_large
+        logger.error("The record of task %s is stored without its exception: %s", name, too_large)
+        self._store.write(instead, reply_to)
+
     def _forget(self, task_id: str) -> None:
+        task_id = id_of(task_id)
         self._store.mailbox.take(task_id)
         self._store.write(Record.tombstone(task_id, RESULT))
 
     def _save_group(self, group_id: str, result: Any) -> Any:
-        self._store.write(self._codec.encode(group_id, GROUP, {"result": result.as_tuple()}))
+        self._store.write(self._codec.encode(id_of(group_id), GROUP, {"result": result.as_tuple()}))
         return result
 
     def _delete_group(self, group_id: str) -> None:
-        self._store.write(Record.tombstone(group_id, GROUP))
+        self._store.write(Record.tombstone(id_of(group_id), GROUP))
 
     def exception_safe_to_retry(self, exc: Exception) -> bool:
         """Tell ``result_backend_always_retry`` which errors pass: a record that is stored twice changes nothing."""
@@ -202,19 +242,43 @@ class AMQPBackend(AsyncBackendMixin, Backend):
 
     # Reading
 
+    # Results are cached by the id that was asked for; one that is forgotten as text must not be there as a UUID.
+
+    def get_task_meta(self, task_id: Any, cache: bool = True) -> Any:
+        """Return the meta of a task; its id may be a UUID object."""
+        return super().get_task_meta(id_of(task_id), cache=cache)
+
+    def forget(self, task_id: Any) -> None:
+        """Forget the result of a task; its id may be a UUID object."""
+        super().forget(id_of(task_id))
+
+    def get_group_meta(self, group_id: Any, cache: bool = True) -> Any:
+        """Return the meta of a group; its id may be a UUID object."""
+        return super().get_group_meta(id_of(group_id), cache=cache)
+
+    def delete_group(self, group_id: Any) -> Any:
+        """Delete a group; its id may be a UUID object."""
+        return super().delete_group(id_of(group_id))
+
     def meta_of(self, record: Record) -> Meta | None:
-        """Return the meta in a record, or None when it is refused; that is logged and counted."""
+        """Return the meta in a record, or None when it is refused; that is logged and counted.
+
+        A refused record of a task that has ended ends the waiting for it: its meta has the reason as an exception.
+        """
         try:
             meta = self._codec.decode(record)
             if record.kind == RESULT:
                 try:
                     return dict(self.meta_from_decoded(meta))
                 except Exception as exc:
-                    # What is said to be an exception is none: it could be made to call any function.
-                    raise RecordRefusedError("its exception is none") from exc
+                    # It could be made to call any function.
+                    raise RecordRefusedError(
+                        f"its result is not an exception, as that of {record.status} has to be ({exc}). Use a state of "
+                        "your own for a meta of your own"
+                    ) from exc
         except RecordRefusedError as exc:
             self._store.refusals.refuse(record, exc)
-            return None
+            return _refused(record, exc)
         return meta
 
     def _get_task_meta_for(self, task_id: str) -> Meta:
@@ -226,14 +290,14 @@ class AMQPBackend(AsyncBackendMixin, Backend):
 
     def _meta(self, task_id: str) -> Meta | None:
         try:
-            record = self._store.archive.result(task_id)
+            record = self._store.archive.result(id_of(task_id))
         except ResultStoreError as exc:
             # The only error that worker_deduplicate_successful_tasks and the worker's main process expect here.
             raise BackendGetMetaError(str(exc), task_id=task_id) from exc
         return self.meta_of(record) if record is not None else None
 
     def _restore_group(self, group_id: str) -> Meta | None:
-        record = self._store.archive.group(group_id)
+        record = self._store.archive.group(id_of(group_id))
         meta = self.meta_of(record) if record is not None else None
         return {**meta, "result": result_from_tuple(meta["result"], self.app)} if meta is not None else None
 
@@ -265,12 +329,13 @@ class AMQPBackend(AsyncBackendMixin, Backend):
         """
         pause = 0.5 if interval is None else interval
         deadline = None if timeout is None else time.monotonic() + timeout
-        missing = set(task_ids)
+        # By the ids as the caller has written them.
+        missing = {id_of(task_id): task_id for task_id in task_ids}
         looks = 0
         while missing:
             limit = None if deadline is None else max(SHORTEST_LOOK, deadline - time.monotonic())
-            for task_id, meta in self._ready_of(missing, READY_STATES, limit):
-                missing.discard(task_id)
+            for name, meta in self._ready_of(missing, READY_STATES, limit):
+                task_id = missing.pop(name)
                 if on_message is not None:
                     on_message(meta)
                 yield task_id, meta
@@ -285,7 +350,7 @@ class AMQPBackend(AsyncBackendMixin, Backend):
             time.sleep(min(pause, remaining))
 
     def _ready_of(
-        self, task_ids: set[str], ready_states: frozenset[str], timeout: float | None
+        self, task_ids: Collection[str], ready_states: frozenset[str], timeout: float | None
     ) -> Iterator[tuple[str, Meta]]:
         unknown: list[str] = []
         for task_id in list(task_ids):
@@ -309,6 +374,15 @@ class AMQPBackend(AsyncBackendMixin, Backend):
                 if found["status"] == states.SUCCESS:
                     self._cache[task_id] = found
                 yield task_id, found
+
+
+def _refused(record: Record, reason: RecordRefusedError) -> Meta | None:
+    """Return what a reader sees of a refused record: nothing of one that only tells how the task goes on."""
+    if record.kind != RESULT or not (record.ready or record.status in states.EXCEPTION_STATES):
+        return None
+    status = record.status if record.status in states.EXCEPTION_STATES else states.FAILURE
+    error = RecordRefusedError(f"The stored result of task {record.id} is refused: {reason}.")
+    return {"status": status, "result": error, "traceback": None, "children": [], "task_id": record.id}
 
 
 def _address(request: Any) -> str | None:

@@ -8,14 +8,17 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import amqp
+from celery import states
 from kombu.compression import compress, decompress
-from kombu.serialization import dumps, loads
+from kombu.serialization import dumps, loads, registry
 
-from celery_hybrid.errors import RecordRefusedError, ResultStoreError
-from celery_hybrid.names import REFUSED_RESULT_KEY
+from celery_hybrid.errors import RecordRefusedError, RecordTooLargeError, ResultStoreError
+from celery_hybrid.names import ID_HEADER, REFUSED_RESULT_KEY, short_id
 from celery_hybrid.rabbitmq.records import GROUP, RESULT, Record
 
 logger = logging.getLogger(__name__)
@@ -37,8 +40,8 @@ class Codec:
         self._compression = compression
         self._accept = accept
 
-    def encode(self, record_id: str, kind: str, meta: Meta, status: str = "") -> Record:
-        """Return the record of a meta."""
+    def encode(self, record_id: str, kind: str, meta: Meta, status: Any = "") -> Record:
+        """Return the record of a meta; as with Celery's own backends its status may be anything."""
         content_type, content_encoding, body = dumps(meta, serializer=self._serializer)
         if isinstance(body, str):
             body = body.encode("utf-8")
@@ -49,7 +52,7 @@ class Codec:
             record_id,
             kind,
             subject=kind,
-            status=status,
+            status=_text(status),
             body=body,
             content_type=content_type,
             content_encoding=content_encoding,
@@ -71,9 +74,54 @@ class Codec:
             raise RecordRefusedError(f"it cannot be decoded: {type(exc).__name__}") from exc
         if not isinstance(meta, dict) or "result" not in meta or (record.kind == RESULT and "status" not in meta):
             raise RecordRefusedError("it is not what Celery stores")
-        if record.kind == RESULT and meta["status"] != record.status:
+        if record.kind == RESULT and not _agree(meta["status"], record.status):
             raise RecordRefusedError("its header and its body have different states")
         return meta
+
+
+def _text(status: Any) -> str:
+    """Return a state as the text in the header of a record; ``update_state`` takes None, numbers and others, too."""
+    text = str.__str__(status) if isinstance(status, str) else "" if status is None else str(status)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _agree(inside: Any, header: str) -> bool:
+    """Tell whether the states in body and header agree. Those that decide something have to, to the letter."""
+    return inside == header or not {_text(inside), header} & states.ALL_STATES
+
+
+def failure_instead(record: Record, reason: str) -> Record | None:
+    """Return the short final record that ends the wait for one that can never be stored, None if it ends none.
+
+    Args:
+        record: the one that cannot.
+        reason: why, for the caller of ``get()``.
+    """
+    serializer = registry.type_to_name.get(record.content_type)
+    if not record.ready or serializer is None:
+        return None
+    error = {
+        "exc_type": RecordTooLargeError.__name__,
+        "exc_message": [f"The task ended as {record.status}, which could not be stored: {reason}"],
+        "exc_module": RecordTooLargeError.__module__,
+    }
+    meta = {
+        "status": states.FAILURE,
+        "result": error,
+        "traceback": None,
+        "children": [],
+        "date_done": datetime.fromtimestamp(record.timestamp, UTC).isoformat(),
+        "task_id": record.id,
+    }
+    content_type, content_encoding, body = dumps(meta, serializer=serializer)
+    return replace(
+        record,
+        status=states.FAILURE,
+        body=body.encode() if isinstance(body, str) else body,
+        content_type=content_type,
+        content_encoding=content_encoding,
+        compression="",
+    )
 
 
 class Refusals:
@@ -104,11 +152,11 @@ class Refusals:
                 del self._seen[next(iter(self._seen))]
             self.counts[record.content_type] += 1
         what = "group" if record.kind == GROUP else "task"
-        logger.error("The stored result of %s %s is refused and treated as absent: %s.", what, record.id, reason)
+        logger.error("The stored result of %s %s is refused: %s.", what, record.id, reason)
         try:
             self._dead_letter(_letter(record, str(reason)), REFUSED_RESULT_KEY)
         except ResultStoreError as exc:
-            logger.error("There is no dead letter of it: %s", exc)
+            logger.error("Could not dead-letter it: %s", exc)
 
 
 def _letter(record: Record, reason: str) -> amqp.Message:
@@ -116,13 +164,14 @@ def _letter(record: Record, reason: str) -> amqp.Message:
     return amqp.Message(
         record.body,
         type=record.kind,
-        correlation_id=record.id,
-        message_id=f"{REFUSED_RESULT_KEY}:{record.id}:{record.timestamp}",
+        correlation_id=short_id(record.id),
+        message_id=f"{REFUSED_RESULT_KEY}:{short_id(record.id)}:{record.timestamp}",
         content_type=record.content_type,
         content_encoding=record.content_encoding,
         delivery_mode=2,
         timestamp=int(time.time()),
         application_headers={
+            ID_HEADER: record.id,
             "reason": reason,
             "host": socket.gethostname(),
             "status": record.status,

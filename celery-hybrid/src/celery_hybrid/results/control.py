@@ -54,10 +54,19 @@ def described(state: dict[str, Any]) -> str:
         words.append(f"{outbox['count']} results ({outbox['size']} bytes) in the outbox")
         if outbox["oldest"]:
             words.append(f"the oldest of {datetime.fromtimestamp(outbox['oldest'], UTC):%Y-%m-%d %H:%M:%S} UTC")
-        words += [f"{outbox[name]} {name}" for name in ("refused", "dropped") if outbox[name]]
-    waiting = state.get("dead_letters", {}).get("count")
-    if waiting:
-        words.append(f"{waiting} dead letters in their outbox")
+        if outbox["refused"]:
+            words.append(f"{outbox['refused']} refused for good (celery tasks refused)")
+        if outbox["dropped"]:
+            words.append(f"{outbox['dropped']} dropped")
+    letters = state.get("dead_letters", {})
+    if letters.get("count"):
+        words.append(f"{letters['count']} dead letters in their outbox")
+    if letters.get("refused"):
+        words.append(f"{letters['refused']} dead letters refused for good (celery tasks refused)")
+    if letters.get("error"):
+        words.append(letters["error"])
+    if letters.get("failure"):
+        words.append(f"dead letters: {letters['failure']}")
     if state.get("put_away"):
         words.append(
             "put away: " + ", ".join(f"{count} {reason}" for reason, count in sorted(state["put_away"].items()))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
-import os
 import random
+import struct
 import threading
 import time
-from collections.abc import Iterator
 
-from celery_hybrid.errors import OutboxError, RecordTooLargeError, ResultStoreError
+from celery_hybrid.errors import OutboxError, RecordTooLargeError, TopologyError
 from celery_hybrid.rabbitmq.publisher import Publisher
+from celery_hybrid.rabbitmq.records import DEAD_LETTER
+from celery_hybrid.results.content import failure_instead
 from celery_hybrid.results.outbox import Outbox, Waiting
 
 logger = logging.getLogger(__name__)
@@ -22,6 +22,11 @@ CLOSED, OPEN, DRAINING = "closed", "open", "draining"
 _IDLE_PAUSE = 1.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 _BATCH = 200
+_BATCH_BYTES = 4 * 1024 * 1024
+# So often may the first record fail while a small one is taken at the same place.
+_TRIES = 5
+# What a record raises that no protocol can carry.
+_UNSUITABLE = (RecordTooLargeError, struct.error, UnicodeError, OverflowError)
 _REPORT_SECONDS = 60.0
 
 
@@ -33,17 +38,17 @@ class Relay:
     Args:
         outbox: where the records wait.
         publisher: with a connection of its own.
-        what: the records are, for the log.
     """
 
-    def __init__(self, outbox: Outbox, publisher: Publisher, what: str = "results") -> None:
-        self._what = what
+    def __init__(self, outbox: Outbox, publisher: Publisher) -> None:
+        self._what = outbox.what
         self._outbox = outbox
         self._publisher = publisher
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
-        self._file: int | None = None
+        self._fails = _Failing()
+        self._complained = float("-inf")
         #: :data:`CLOSED` (nothing waits), :data:`OPEN` (RabbitMQ does not take anything) or :data:`DRAINING`.
         self.state = CLOSED
         #: Why the last attempt failed.
@@ -68,20 +73,20 @@ class Relay:
     def abandon(self) -> None:
         """In a child: the thread is not here, and the lock is the parent's."""
         self._publisher.abandon()
-        if self._file is not None:
-            os.close(self._file)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             self.steps += 1
             try:
-                if self._outbox.waiting():
+                if self._outbox.holds():
                     self._drain_alone()
                 else:
-                    self.state = CLOSED
+                    self.state, self.failure = CLOSED, None
             except OutboxError as exc:
-                logger.error("The %s in the outbox cannot be read: %s", self._what, exc)
-            except Exception:
+                self.failure = exc
+                self._complain("The %s in the outbox cannot be delivered: %s", self._what, exc)
+            except Exception as exc:
+                self.failure = exc
                 logger.exception("The relay of the outbox failed, and begins again.")
             self._stopping.wait(_IDLE_PAUSE)
 
@@ -95,54 +100,44 @@ class Relay:
             ResultStoreError: RabbitMQ does not take them. What was not delivered waits as before.
             OutboxError: the file cannot be used.
         """
-        with self._alone() as alone:
+        with self._outbox.progress.alone() as alone:
             if not alone:
                 return None
             delivered = 0
-            while batch := self._outbox.oldest(_BATCH):
+            while batch := self._outbox.oldest(_BATCH, _BATCH_BYTES):
                 confirmed, failure = self._deliver(batch)
                 if confirmed:
-                    self._outbox.remove(confirmed[-1])
+                    self._remove(confirmed[-1])
                 delivered += len(confirmed)
-                if failure is not None:
+                if failure is None or self._step_aside(batch, confirmed, failure):
+                    continue
+                if not self._fails.known:
                     raise failure
+                self._stopping.wait(_FIRST_PAUSE)
             return delivered
 
     def _drain_alone(self) -> None:
-        with self._alone() as alone:
+        with self._outbox.progress.alone() as alone:
             if alone:
                 self._drain()
             else:
-                self.state = OPEN  # another worker of the host is at it
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[bool]:
-        """Hold the lock of the host; False when another process has it."""
-        file = self._file = os.open(f"{self._outbox.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-        finally:
-            self._file = None
-            os.close(file)
+                self.state, self.failure = OPEN, None  # another worker of the host is at it
 
     def _drain(self) -> None:
         begun = time.monotonic()
         reported = begun
-        pause, delivered, failing, last = _FIRST_PAUSE, 0, False, -1
+        pause, delivered, failing = _FIRST_PAUSE, 0, False
         while not self._stopping.is_set():
             self.steps += 1
-            batch = self._outbox.oldest(_BATCH, after=last)
+            batch = self._outbox.oldest(_BATCH, _BATCH_BYTES)
             if not batch:
                 break
             confirmed, failure = self._deliver(batch)
             if confirmed:
-                last, delivered = confirmed[-1], delivered + len(confirmed)
-                self._remove(last)
+                delivered += len(confirmed)
+                self._remove(confirmed[-1])
+            if failure is not None and self._step_aside(batch, confirmed, failure):
+                continue
             if failure is None:
                 self.state, self.failure, failing, pause = DRAINING, None, False, _FIRST_PAUSE
                 continue
@@ -157,11 +152,14 @@ class Relay:
             failing = True
             # Spread, so that not all hosts come back in the same moment.
             self._stopping.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            # A RabbitMQ that takes others has come back.
+            pause = _FIRST_PAUSE if self._fails.known else min(2 * pause, _LONGEST_PAUSE)
         else:
             return
-        self._remove(last)
         self.state = CLOSED
+        if not self._remove_all():
+            return
+        self.failure = None
         if delivered:
             seconds = time.monotonic() - begun
             logger.info(
@@ -171,27 +169,113 @@ class Relay:
         with contextlib.suppress(OutboxError):
             self._outbox.shrink()
 
-    def _remove(self, last: int) -> None:
-        """Remove what was delivered. A full disk does not keep the rest from being delivered."""
+    def _remove(self, last: int) -> bool:
+        """Remove what was delivered; return whether that worked. A full disk does not keep others from delivery."""
         try:
             self._outbox.remove(last)
         except OutboxError as exc:
-            logger.error("Results were delivered and cannot be removed, so they will be delivered once more: %s", exc)
+            self._outbox.remember(last)
+            self.failure = exc
+            self._complain(
+                "%s were delivered and cannot be removed from the outbox. They are not delivered again, and others do "
+                "not wait for them; make room on that file system. %s",
+                *(self._what.capitalize(), exc),
+            )
+            return False
+        return True
 
-    def _deliver(self, batch: list[Waiting]) -> tuple[list[int], ResultStoreError | None]:
+    def _remove_all(self) -> bool:
+        """Remove what was delivered and not removed then."""
+        left = self._outbox.delivered()
+        return left < 0 or self._remove(left)
+
+    def _deliver(self, batch: list[Waiting]) -> tuple[list[int], Exception | None]:
         """Publish records until one fails; return the places of those that are done with, and why it ended."""
+        if self.state == OPEN:
+            # RabbitMQ may still be away: the first one finds out.
+            return self._deliver_singly(batch[:1])
+        done: list[int] = []
+        try:
+            for place, _ in enumerate(self._publisher.publish_all([(each.record, each.reply_to) for each in batch])):
+                done.append(batch[place].seq)
+        except Exception as exc:
+            # It does not tell for certain which record has failed.
+            logger.debug("Delivered %d of %d at the same time: %s", len(done), len(batch), exc)
+            more, failure = self._deliver_singly(batch[len(done) :])
+            return done + more, failure
+        return done, None
+
+    def _deliver_singly(self, batch: list[Waiting]) -> tuple[list[int], Exception | None]:
         done: list[int] = []
         for waiting in batch:
             if self._stopping.is_set():
                 break
+            attempt = 1 + self._fails.count(waiting.seq)
             try:
-                self._publisher.publish(waiting.record, waiting.reply_to, confirmed=True)
-            except RecordTooLargeError as exc:
-                what = (waiting.record.kind, waiting.record.id, exc, self._outbox.path)
-                logger.critical("The %s of %s can never be stored: %s It is kept in the table refused of %s.", *what)
-                self._outbox.set_aside(waiting.seq, str(exc))
-            except ResultStoreError as exc:
+                self._publisher.publish(waiting.record, waiting.reply_to, confirmed=True, attempt=attempt)
+            except _UNSUITABLE as exc:
+                try:
+                    self._set_aside(waiting, exc)
+                except OutboxError as full:
+                    return done, full
+                break  # what took its place comes next
+            except Exception as exc:
                 return done, exc
             else:
                 done.append(waiting.seq)
         return done, None
+
+    def _step_aside(self, batch: list[Waiting], confirmed: list[int], failure: Exception) -> bool:
+        """Set the first record aside if it is what fails, again and again; return whether that was done.
+
+        RabbitMQ takes a small record at the same place each time: then it is not away.
+        """
+        first = next((waiting for waiting in batch if not confirmed or waiting.seq > confirmed[-1]), None)
+        elsewhere = isinstance(failure, (TopologyError, OutboxError))
+        if first is None or elsewhere or first.record.kind == DEAD_LETTER:
+            self._fails.reset()
+            return False
+        try:
+            self._publisher.probe(first.record)
+        except Exception:
+            self._fails.reset()
+            return False
+        if self._fails.add(first.seq) < _TRIES:
+            return False
+        self._set_aside(first, failure)
+        return True
+
+    def _set_aside(self, waiting: Waiting, exc: Exception) -> None:
+        record, reason = waiting.record, str(exc) or type(exc).__name__
+        logger.critical(
+            "The %s of %s can never be stored: %s It is set aside in %s; 'celery tasks refused' shows it, "
+            "tries it again or takes it out.",
+            *(record.kind, record.id, reason, self._outbox.path),
+        )
+        self._outbox.set_aside(waiting.seq, reason, failure_instead(record, reason))
+
+    def _complain(self, text: str, *values: object) -> None:
+        if time.monotonic() - self._complained > _REPORT_SECONDS:
+            self._complained = time.monotonic()
+            logger.error(text, *values)
+
+
+class _Failing:
+    """How often the record that comes first has failed while others were taken."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._seq, self._count = -1, 0
+
+    @property
+    def known(self) -> bool:
+        return self._count > 0
+
+    def count(self, seq: int) -> int:
+        return self._count if seq == self._seq else 0
+
+    def add(self, seq: int) -> int:
+        self._seq, self._count = seq, self.count(seq) + 1
+        return self._count

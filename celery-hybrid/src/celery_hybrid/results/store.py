@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
 import logging
@@ -89,9 +88,9 @@ class Store:
             self.writer = Writer(self.publisher, self.outbox, options)
             self.relay = Relay(self.outbox, Publisher(servers, options, self._prepare, "relay"))
         if self.letter_box is not None:
-            self.letter_writer = Writer(self.publisher, self.letter_box, options, LETTERS)
+            self.letter_writer = Writer(self.publisher, self.letter_box, options)
             publisher = Publisher(servers, options, self._prepare, "relay of dead letters")
-            self.letter_relay = Relay(self.letter_box, publisher, LETTERS)
+            self.letter_relay = Relay(self.letter_box, publisher)
 
     def _outbox(self, what: str = "results") -> Outbox | None:
         options = self._options
@@ -100,7 +99,7 @@ class Store:
         path = Path(options.outbox) if options.outbox else default_outbox(self._servers)
         if what == LETTERS:
             path = path.with_name(f"letters-{path.name}")
-        return Outbox(path, options.outbox_max_records, options.outbox_max_bytes)
+        return Outbox(path, options.outbox_max_records, options.outbox_max_bytes, what)
 
     def write(self, record: Record, reply_to: str | None = None) -> None:
         """Store a record: confirmed by RabbitMQ or, in the processes of a worker, kept in the outbox until it is.
@@ -190,9 +189,16 @@ class Store:
                 return {**state, "outbox": {"path": str(outbox.path), "error": str(exc)}}
             state["outbox"] = {"path": str(outbox.path), **vars(depth)}
         if self.letter_box is not None:
-            with contextlib.suppress(OutboxError):
-                state["dead_letters"] = {"path": str(self.letter_box.path), **vars(self.letter_box.depth())}
+            state["dead_letters"] = self._letters_state(self.letter_box)
         return state
+
+    def _letters_state(self, box: Outbox) -> dict[str, Any]:
+        relay = self.letter_relay
+        failure = str(relay.failure) if relay is not None and relay.failure is not None else None
+        try:
+            return {"path": str(box.path), **vars(box.depth()), "failure": failure}
+        except OutboxError as exc:
+            return {"path": str(box.path), "error": str(exc)}
 
     def _prepare(self, connection: amqp.Connection) -> None:
         if not self._declared:

@@ -16,7 +16,8 @@ from celery.exceptions import BackendGetMetaError
 from celery.result import AsyncResult
 from kombu.utils.compat import detect_environment
 
-from celery_hybrid.errors import ResultStoreUnreachableError
+from celery_hybrid.errors import IdError, ResultStoreUnreachableError
+from celery_hybrid.names import id_of
 from celery_hybrid.rabbitmq.records import Record
 
 if TYPE_CHECKING:
@@ -91,10 +92,13 @@ class ResultConsumer(BaseResultConsumer):
         # Nobody drains for callbacks of then() in between; where threads are greenlets the receiver does it.
         self._cooperative = detect_environment() != "default"
         self._wanted: set[str] = set()
+        # Ids that were not given as plain text, by their text: Celery finds those who wait by what they have given.
+        self._spellings: dict[str, Any] = {}
         self._reset()
 
     def _reset(self) -> None:
         self._wanted.clear()
+        self._spellings.clear()
         self._inbox: deque[Record] = deque()
         self._changed = threading.Condition()
         self._handed_over = 0
@@ -113,15 +117,21 @@ class ResultConsumer(BaseResultConsumer):
 
     def consume_from(self, task_id: str) -> None:
         """Wait for a task from now on."""
+        name = id_of(task_id)
+        if name != task_id:
+            self._spellings[name] = task_id
         # In this order, see Mailbox.deliver.
-        self._wanted.add(task_id)
-        early = self.backend.store.mailbox.take(task_id)
+        self._wanted.add(name)
+        early = self.backend.store.mailbox.take(name)
         if early is not None:
             self.deliver(early)
 
     def cancel_for(self, task_id: str) -> None:
         """Wait for a task no longer. Called by the garbage collector as well, so it takes no lock."""
-        self._wanted.discard(task_id)
+        with contextlib.suppress(IdError):
+            name = id_of(task_id)
+            self._wanted.discard(name)
+            self._spellings.pop(name, None)
 
     # What the receiving thread calls.
 
@@ -268,4 +278,12 @@ class ResultConsumer(BaseResultConsumer):
             return
         meta = self.backend.meta_of(record)
         if meta is not None:
-            self.on_state_change({**meta, "task_id": record.id}, None)
+            for task_id in self._spelled(record.id):
+                self.on_state_change({**meta, "task_id": task_id}, None)
+
+    def _spelled(self, task_id: str) -> list[Any]:
+        other = self._spellings.get(task_id)
+        if other is None:
+            return [task_id]
+        # By its text, too?
+        return [other, *([task_id] if any(task_id in waiting for waiting in self._pending_results) else [])]

@@ -32,11 +32,10 @@ class Writer:
         publisher: to RabbitMQ.
         outbox: for what RabbitMQ does not take.
         options: the policy and the bound of one attempt.
-        what: the records are, for the log.
     """
 
-    def __init__(self, publisher: Publisher, outbox: Outbox, options: Options, what: str = "results") -> None:
-        self._what = what
+    def __init__(self, publisher: Publisher, outbox: Outbox, options: Options) -> None:
+        self._what = outbox.what
         self._publisher = publisher
         self._outbox = outbox
         self._options = options
@@ -56,20 +55,15 @@ class Writer:
             OutboxError: there is no room for a dead letter, in the event loop. Its task is still in Redis.
         """
         loop = must_not_wait()
-        patience = _LOOP_PATIENCE if loop else self._options.confirm_timeout
+        patience = _LOOP_PATIENCE if loop else self._options.confirm_time(len(record.body))
         while True:
+            # Not behind those that a full disk keeps in the outbox although RabbitMQ has them.
             behind = self._waiting()
-            reason = "Others wait there already."
-            if not behind:
-                try:
-                    self._publisher.publish(record, reply_to, patience)
-                except RecordTooLargeError:
-                    raise
-                except ResultStoreError as exc:
-                    reason = str(exc)
-                else:
-                    self._told = False
-                    return
+            failure = None if behind else self._publish(record, reply_to, patience)
+            if not behind and failure is None:
+                self._told = False
+                return
+            reason = str(failure) if failure else "Others wait there already."
             try:
                 self._outbox.add(record, reply_to, reserve=loop, behind=behind)
             except NobodyWaitsError:
@@ -79,18 +73,33 @@ class Writer:
             else:
                 self._tell(reason, logging.INFO if behind else logging.WARNING)
                 return
-            if isinstance(full, FullError) and self._options.outbox_full == DROP_OLDEST:
-                self._drop(record)
-            elif loop and record.kind == DEAD_LETTER:
-                raise full
-            elif loop:
-                logger.critical(
-                    "The %s of %s is lost: RabbitMQ does not take it (%s) and %s.", record.kind, record.id, reason, full
-                )
+            if isinstance(full, FullError) and self._options.outbox_full == DROP_OLDEST and self._drop(record):
+                continue
+            if loop:
+                # Out of order is better than lost; readers know which of a task's records counts.
+                if not behind or self._publish(record, reply_to, patience):
+                    self._give_up(record, reason, full)
                 return
-            else:
-                self._complain("This process waits: RabbitMQ does not take %s (%s) and %s.", self._what, reason, full)
-                time.sleep(_FULL_PAUSE)
+            self._complain("This process waits: RabbitMQ does not take %s (%s) and %s.", self._what, reason, full)
+            time.sleep(_FULL_PAUSE)
+
+    def _publish(self, record: Record, reply_to: str | None, patience: float) -> ResultStoreError | None:
+        """Publish a record; return why RabbitMQ did not take it."""
+        try:
+            self._publisher.publish(record, reply_to, patience)
+        except RecordTooLargeError:
+            raise
+        except ResultStoreError as exc:
+            return exc
+        return None
+
+    @staticmethod
+    def _give_up(record: Record, reason: str, full: OutboxError) -> None:
+        if record.kind == DEAD_LETTER:
+            raise full
+        logger.critical(
+            "The %s of %s is lost: RabbitMQ does not take it (%s) and %s.", record.kind, record.id, reason, full
+        )
 
     def _waiting(self) -> bool:
         try:
@@ -105,15 +114,16 @@ class Writer:
             what, path = self._what.capitalize(), self._outbox.path
             logger.log(level, "%s go to the outbox %s until RabbitMQ takes them. %s", what, path, reason)
 
-    def _drop(self, record: Record) -> None:
+    def _drop(self, record: Record) -> bool:
+        """Make room for a record; return whether that helped. A full disk has none to give."""
         try:
             dropped = self._outbox.drop_oldest(record.size)
         except OutboxError as exc:
             self._complain("%s", exc)
-            time.sleep(_FULL_PAUSE)
-            return
+            return False
         for name in dropped:
             logger.error("The outbox %s is full; the oldest record, of %s, is dropped.", self._outbox.path, name)
+        return bool(dropped)
 
     def _complain(self, text: str, *values: object) -> None:
         with self._lock:

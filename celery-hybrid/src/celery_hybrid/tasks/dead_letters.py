@@ -24,8 +24,9 @@ from typing import Any
 from kombu.utils.json import dumps
 
 from celery_hybrid.errors import HybridError, OptionError
-from celery_hybrid.names import TASK_KEY_PREFIX
+from celery_hybrid.names import TASK_KEY_PREFIX, short_id
 from celery_hybrid.rabbitmq.records import DEAD_LETTER, Record
+from celery_hybrid.terminal import printable
 
 logger = logging.getLogger(__name__)
 
@@ -253,7 +254,7 @@ class Letter:
             values |= {"body": base64.b64encode(self.body).decode(), "body_encoding": "base64"}
         body = json.dumps(values, default=repr).encode()
         return Record(
-            self.id,
+            short_id(self.id),
             DEAD_LETTER,
             subject=f"{TASK_KEY_PREFIX}{self.reason}",
             body=body,
@@ -268,16 +269,29 @@ class Letter:
         Raises:
             ValueError: it is none that a worker has written.
         """
-        values = json.loads(body)
+        try:
+            values = json.loads(body)
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
         if not isinstance(values, dict) or "reason" not in values or "id" not in values:
-            raise ValueError("it is no dead letter of a task")
+            raise ValueError("it is not a dead letter of a task")
         content = values.pop("body", "")
         encoding = values.pop("body_encoding", "utf-8")
-        known = {each.name for each in dataclasses.fields(cls)}
-        return cls(
-            body=base64.b64decode(content) if encoding == "base64" else content.encode(),
-            **{name: value for name, value in values.items() if name in known},
-        )
+        if not isinstance(content, str):
+            raise ValueError("its body is not text")  # noqa: TRY004 - of a body that is not a letter
+        kinds = {each.name: type(each.default) for each in dataclasses.fields(cls)}
+        kinds |= {"id": str, "reason": str, "headers": dict, "properties": dict}
+        known = {name: value for name, value in values.items() if name in kinds}
+        for name, value in known.items():
+            if type(value) is not kinds[name]:
+                raise ValueError(f"its field {name} is not of type {kinds[name].__name__}")
+        return cls(body=base64.b64decode(content) if encoding == "base64" else content.encode(), **known)
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same message only: an id can be used again, by a letter of another message."""
+        tag = repr((self.id, self.task_id, self.queue, self.properties.get("delivery_tag")))
+        return hashlib.sha256(self.body + tag.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 class DeadLetters:
@@ -312,18 +326,29 @@ class DeadLetters:
         """
         try:
             self._app.backend.store.keep(letter.to_record())
-        except (HybridError, OSError, ValueError, TypeError, RecursionError) as exc:
+        except Exception as exc:
             logger.critical(
                 "The %s has to stay in Redis, because it cannot be kept as a dead letter (%s): %s", *_of(letter), exc
             )
             return False
         self.counts[letter.reason] += 1
-        logger.error("The %s is a dead letter now: %s. %s", _of(letter)[0], REASONS[letter.reason], letter.exception)
+        logger.error(
+            "The %s is a dead letter now: %s. %s", _of(letter)[0], REASONS[letter.reason], printable(letter.exception)
+        )
         return True
 
 
 class ReplayedError(HybridError):
-    """A letter was replayed before."""
+    """A letter was replayed before.
+
+    Args:
+        at: when, as ISO 8601.
+        copy: whether it was this very message, so that this letter is a copy which a crash has left.
+    """
+
+    def __init__(self, at: str, copy: bool) -> None:
+        super().__init__(at)
+        self.copy = copy
 
 
 def send(
@@ -362,13 +387,15 @@ def send(
 
     def push(pipe: Any) -> None:
         # Commands that kombu prefixes with its global_keyprefix; GET is none of them.
-        done = pipe.hget(marker, "at") if marker else None
-        if done and not again:
-            raise ReplayedError(done.decode() if isinstance(done, bytes) else str(done))
+        done, message_of = (_str(pipe.hget(marker, name)) for name in ("at", "message")) if marker else ("", "")
+        # What was replayed by a version that did not note the message may be another one.
+        if done and not again and message_of in ("", letter.fingerprint):
+            raise ReplayedError(done, copy=bool(message_of))
         pipe.multi()
         pipe.lpush(key, dumps(message))
         if marker:
             pipe.hset(marker, "at", _iso(time.time()))
+            pipe.hset(marker, "message", letter.fingerprint)
             pipe.pexpire(marker, _REMEMBERED * 1000)
 
     with channel.conn_or_acquire() as client:
@@ -385,8 +412,8 @@ def described(exc: BaseException) -> str:
 
 
 def _of(letter: Letter) -> tuple[str, str]:
-    what = f"task {letter.task or '(no name)'}[{letter.task_id or 'no id'}] of the queue {letter.queue}"
-    return what, REASONS[letter.reason]
+    name, task_id, queue = (printable(text) for text in (letter.task, letter.task_id, letter.queue))
+    return f"task {name or '(no name)'}[{task_id or 'no id'}] of the queue {queue}", REASONS[letter.reason]
 
 
 def _raw_body(body: Any, encoding: Any) -> bytes:
@@ -411,6 +438,10 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
+
+
+def _str(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else value or ""
 
 
 def _number(value: Any) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import getpass
+import hashlib
 import json
 import os
 import re
@@ -28,7 +29,7 @@ from celery.bin.base import handle_preload_options
 
 from celery_hybrid.errors import HybridError, OptionError, ResultStoreError
 from celery_hybrid.files import sync_folder_of
-from celery_hybrid.names import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE
+from celery_hybrid.names import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, ID_HEADER, TASK_KEY_PREFIX
 from celery_hybrid.rabbitmq import urls
 from celery_hybrid.rabbitmq.confirms import ConfirmedChannel
 from celery_hybrid.rabbitmq.connection import Servers, await_end, discard, farewell, translated
@@ -42,9 +43,11 @@ from celery_hybrid.tasks.dead_letters import (
     ReplayedError,
     send,
 )
+from celery_hybrid.terminal import printable
 
 _SPAN = re.compile(r"(\d+)([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_PUT_BACK = "x-put-back"
 _PROPERTIES = ("content_type", "content_encoding", "message_id", "correlation_id", "type", "timestamp", "delivery_mode")
 
 
@@ -67,35 +70,49 @@ class Entry:
     @classmethod
     def of(cls, message: amqp.Message) -> Entry:
         """Return the entry of a message; whatever it is."""
-        try:
-            letter = Letter.from_body(message.body)
-        except (ValueError, TypeError, AttributeError):
-            headers = message.properties.get("application_headers") or {}
-            name = message.properties.get("message_id") or message.properties.get("correlation_id") or "(no id)"
-            key = (message.delivery_info or {}).get("routing_key") or "unknown"
-            if headers.get("x-death"):
-                key = f"rabbitmq.{headers['x-death'][0].get('reason', 'unknown')}"
-            return cls(message, None, str(name), str(key))
-        return cls(message, letter, letter.id, letter.reason)
+        # Only workers may publish to the exchange with this key: whatever comes another way has only the looks of one.
+        came_by = _mapping(message.delivery_info).get("routing_key")
+        if came_by is None or str(came_by).startswith(TASK_KEY_PREFIX):
+            with contextlib.suppress(ValueError):
+                letter = Letter.from_body(message.body)
+                return cls(message, letter, letter.id, letter.reason)
+        headers = _mapping(message.properties.get("application_headers"))
+        name = headers.get(ID_HEADER) or message.properties.get("message_id")
+        name = name or message.properties.get("correlation_id") or "(no id)"
+        death = headers.get("x-death")
+        last = death[0] if isinstance(death, list) and death else None
+        reason = f"rabbitmq.{_mapping(last).get('reason', 'unknown')}" if last else came_by or "unknown"
+        return cls(message, None, str(name), str(reason))
+
+    @property
+    def put_back(self) -> bool:
+        """Whether a person has brought it back from a file."""
+        return _PUT_BACK in _mapping(self.message.properties.get("application_headers"))
 
     @property
     def at(self) -> datetime:
-        """When it was put away."""
+        """When it was put away; 1970 when it does not say."""
         with contextlib.suppress(ValueError):
             if self.letter is not None:
-                return datetime.fromisoformat(self.letter.failed)
+                at = datetime.fromisoformat(self.letter.failed)
+                return at if at.tzinfo else at.replace(tzinfo=UTC)
         stamp = self.message.properties.get("timestamp")
-        return datetime.fromtimestamp(stamp, UTC) if isinstance(stamp, int) else datetime.fromtimestamp(0, UTC)
+        with contextlib.suppress(ValueError, OverflowError, OSError, TypeError):
+            return datetime.fromtimestamp(stamp, UTC)
+        return datetime.fromtimestamp(0, UTC)
 
     def line(self) -> str:
         """Return it in one line."""
         letter = self.letter
         when = f"{self.at:%Y-%m-%d %H:%M:%S}"
+        reason = printable(self.reason)
         if letter is None:
-            return f"{when}  {self.reason:12} {self.id}"
+            return f"{when}  {reason:12} {printable(self.id)}"
+        task, queue, name = (printable(text) for text in (letter.task or "-", letter.queue, letter.id))
         replays = f"  replayed {letter.replays}x" if letter.replays else ""
-        exception = letter.exception.splitlines()[0][:100] if letter.exception else REASONS.get(letter.reason, "")
-        return f"{when}  {letter.reason:12} {letter.task or '-'}  {letter.queue}  {letter.id}{replays}\n    {exception}"
+        first = next(iter(letter.exception.splitlines()), "")
+        exception = printable(first[:100]) if first else REASONS.get(letter.reason, "")
+        return f"{when}  {reason:12} {task}  {queue}  {name}{replays}\n    {exception}"
 
     def dump(self) -> dict[str, Any]:
         """Return all of it for a file, to the byte."""
@@ -107,7 +124,7 @@ class Entry:
             "id": self.id,
             "reason": self.reason,
             "routing_key": (self.message.delivery_info or {}).get("routing_key") or f"task.{self.reason}",
-            "properties": properties,
+            "properties": json.loads(json.dumps(properties, default=str)),
             "headers": json.loads(json.dumps(headers, default=str)),
             "body": base64.b64encode(raw).decode(),
         }
@@ -161,13 +178,17 @@ class Box:
 
     def put(self, dumped: dict[str, Any]) -> None:
         """Put one back, and return when RabbitMQ has confirmed it."""
-        message = amqp.Message(
-            base64.b64decode(dumped["body"]), application_headers=dumped["headers"], **dumped["properties"]
-        )
+        # Whoever puts a letter back does not want it to be taken for a copy that a crash has left.
+        headers = {**dumped["headers"], _PUT_BACK: True}
+        message = amqp.Message(base64.b64decode(dumped["body"]), application_headers=headers, **dumped["properties"])
         with translated("putting a dead letter back"):
             number = self._out.publish(message, DEAD_LETTER_EXCHANGE, dumped["routing_key"])
             if not self._out.wait(number, self._options.confirm_timeout):
                 raise ResultStoreError(f"No queue is bound to the exchange {DEAD_LETTER_EXCHANGE}.")
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _span(_: Any, __: Any, value: str | None) -> timedelta | None:
@@ -272,7 +293,8 @@ def listed(context: click.Context, /, as_json: bool, **wanted: Any) -> None:
             counts[entry.reason] += 1
             click.echo(json.dumps(_as_json(entry)) if as_json else entry.line())
     if not as_json:
-        click.echo(", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "No dead letters.")
+        summary = ", ".join(f"{count} {printable(reason)}" for reason, count in counts.most_common())
+        click.echo(summary or "No dead letters.")
 
 
 @dead_letters.command()
@@ -288,7 +310,7 @@ def show(context: click.Context, letter_id: str) -> None:
             found = True
             for name, value in _as_json(entry).items():
                 if value not in ("", None):
-                    click.echo(f"{name}: {value if isinstance(value, str) else json.dumps(value)}")
+                    click.echo(f"{name}: {_shown(value)}")
     if not found:
         raise click.ClickException(f"There is no dead letter {letter_id}.")
 
@@ -312,27 +334,33 @@ def replay(
             letter = entry.letter
             if letter is None or not (letter.headers or letter.properties):
                 counts["no task's"] += 1
-                click.echo(f"{entry.id} is no message of a task; it can only be discarded.")
+                click.echo(f"{printable(entry.id)} is not a message of a task; it can only be discarded.")
                 continue
             target = queue or (letter.routing_key if letter.reason == UNROUTABLE else letter.queue)
             if not execute:
                 counts["would be replayed"] += 1
-                click.echo(f"would send {letter.task}[{letter.task_id}] to {target}: {entry.id}")
+                click.echo(printable(f"would send {letter.task}[{letter.task_id}] to {target}: {entry.id}"))
                 continue
             headers, properties = _anew(letter, new_id)
             try:
                 send(channel, letter, target, headers, properties, _marker(letter), again)
             except ReplayedError as exc:
+                if exc.copy and not entry.put_back:
+                    # Left by a worker or a command that has died before it could remove its own.
+                    box.remove(entry)
+                    counts["removed as copies"] += 1
+                    click.echo(printable(f"removed {entry.id}: a copy of one that was replayed at {exc}"))
+                    continue
                 counts["refused"] += 1
                 click.echo(
-                    f"{entry.id} was replayed at {exc} before, and stays here. Send it once more with --again, or "
-                    "discard it.",
+                    f"{printable(entry.id)} was replayed at {exc} before, and stays here. Send it once more with "
+                    "--again, or discard it.",
                     err=True,
                 )
                 continue
             box.remove(entry)
             counts["replayed"] += 1
-            click.echo(f"sent {letter.task}[{headers.get('id')}] to {target}: {entry.id}")
+            click.echo(printable(f"sent {letter.task}[{headers.get('id')}] to {target}: {entry.id}"))
             time.sleep(1 / rate)
     click.echo(", ".join(f"{count} {what}" for what, count in counts.items()) or "No dead letters.")
     if not execute and counts:
@@ -349,7 +377,8 @@ def replay(
 def discarded(context: click.Context, /, path: Path, execute: bool, **wanted: Any) -> None:
     """Move letters into a file, one a line; put-back brings them back."""
     count = 0
-    known = {each["id"] for each in _read(path)} if path.exists() else set()
+    # An id can be used again, by another task.
+    known = {_content(each) for each in _read(path)} if path.exists() else set()
     if execute and path.exists():
         _mend(path)
     with _box(context) as box, contextlib.ExitStack() as stack:
@@ -357,9 +386,10 @@ def discarded(context: click.Context, /, path: Path, execute: bool, **wanted: An
         for entry in chosen(box.entries(), wanted):
             count += 1
             if not execute:
-                click.echo(f"would move {entry.id}")
+                click.echo(f"would move {printable(entry.id)}")
                 continue
-            if entry.id not in known:
+            content = _content(entry.dump())
+            if content not in known:
                 if file is None:
                     file = stack.enter_context(
                         os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a")
@@ -368,7 +398,7 @@ def discarded(context: click.Context, /, path: Path, execute: bool, **wanted: An
                 file.write(json.dumps(entry.dump()) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-                known.add(entry.id)
+                known.add(content)
             box.remove(entry)
     click.echo(f"{count} letters {'are' if execute else 'would be'} in {path}.")
     if not execute and count:
@@ -383,8 +413,8 @@ def put_back(context: click.Context, path: Path, execute: bool) -> None:
     """Bring the letters of a file back, except those that are there already."""
     letters = _read(path)
     with _box(context) as box:
-        there = {entry.id for entry in box.entries()}
-        missing = [each for each in letters if each["id"] not in there]
+        there = {_content(entry.dump()) for entry in box.entries()}
+        missing = [each for each in letters if _content(each) not in there]
         if not execute:
             click.echo(f"would put {len(missing)} letters back; {len(letters) - len(missing)} are there.")
             click.echo("Nothing was put back; --execute does it.")
@@ -392,6 +422,14 @@ def put_back(context: click.Context, path: Path, execute: bool) -> None:
         for each in missing:
             box.put(each)
     click.echo(f"{len(missing)} letters are back, {len(letters) - len(missing)} were there. {path} is as it was.")
+
+
+def _shown(value: Any) -> str:
+    """Return a value as it is shown: each line of a text is indented, so that none looks like another field."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    lines = [printable(line) for line in value.splitlines()]
+    return lines[0] if len(lines) == 1 else "".join(f"\n    {line}" for line in lines)
 
 
 def _as_json(entry: Entry) -> dict[str, Any]:
@@ -417,7 +455,11 @@ def _anew(letter: Letter, new_id: bool) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def _marker(letter: Letter) -> str:
-    return f"celery.replayed.{letter.id}"
+    return f"celery.replayed.{letter.id.encode('utf-8', 'backslashreplace').decode()}"
+
+
+def _content(dumped: dict[str, Any]) -> tuple[str, str]:
+    return dumped["id"], hashlib.sha256(dumped["body"].encode()).hexdigest()
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 from celery.bin.base import handle_preload_options
@@ -16,10 +18,12 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from celery_hybrid.errors import HybridError
-from celery_hybrid.results.outbox import Outbox
+from celery_hybrid.files import sync_folder_of
+from celery_hybrid.results.outbox import Outbox, Refused
 from celery_hybrid.results.relay import Relay
 from celery_hybrid.tasks import transport
 from celery_hybrid.tasks.recovery import InHand, Tasks, held_by_workers, read
+from celery_hybrid.terminal import printable
 
 _execute = click.option("--execute", is_flag=True, help="Do it; without this it is only said.")
 _timeout = click.option("-t", "--timeout", type=float, default=2.0, help="Seconds to wait for the workers.")
@@ -168,7 +172,7 @@ def deliver(context: click.Context, execute: bool) -> None:
     nothing = True
     for what, outbox, depth in _outboxes(context.obj.app):
         if depth.refused:
-            click.echo(f"{outbox.path}: RabbitMQ never takes {depth.refused} {what}; look into its table 'refused'.")
+            click.echo(f"{outbox.path}: {depth.refused} {what} are set aside; 'celery tasks refused' shows why.")
         if not depth.count:
             continue
         nothing = False
@@ -187,6 +191,62 @@ def deliver(context: click.Context, execute: bool) -> None:
         click.echo("Nothing waits in the outbox of this host.")
     elif not execute:
         click.echo("Nothing was delivered; --execute does it.")
+
+
+@tasks.command()
+@click.option("--again", is_flag=True, help="Let them wait for RabbitMQ again: its limits, or ours, have changed.")
+@click.option("--to", "path", type=_file, help="Move them into this file, which is new.")
+@_execute
+@click.pass_context
+def refused(context: click.Context, again: bool, path: Path | None, execute: bool) -> None:
+    """Show what was set aside in the outboxes of this host because RabbitMQ can never take it; try or move it."""
+    if again and path:
+        raise click.UsageError("Give either --again or --to.")
+    count = 0
+    with _errors(), contextlib.ExitStack() as stack:
+        file = None
+        for _, outbox, _ in _outboxes(context.obj.app):
+            for each in outbox.refused():
+                count += 1
+                click.echo(_aside(each))
+                if execute and again:
+                    outbox.take_back(each.seq)
+                elif execute and path:
+                    file = file or stack.enter_context(_new_file(path))
+                    _append(file, each)
+                    outbox.discard(each.seq)
+    if not execute or not (again or path):
+        click.echo(f"{count} records are set aside.")
+    else:
+        click.echo(f"{count} records wait for RabbitMQ again." if again else f"{count} records are in {path}.")
+    if (again or path) and not execute:
+        click.echo("Nothing was changed; --execute does it.")
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except (HybridError, OSError) as exc:
+        raise click.ClickException(str(exc)) from exc
+
+
+def _new_file(path: Path) -> TextIO:
+    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w")
+    sync_folder_of(path)
+    return file
+
+
+def _append(file: TextIO, each: Refused) -> None:
+    record = asdict(each.record) | {"body": base64.b64encode(each.record.body).decode()}
+    file.write(json.dumps({"reason": each.reason, "reply_to": each.reply_to, **record}) + "\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _aside(each: Refused) -> str:
+    record = each.record
+    return printable(f"{record.kind} {record.status} {record.id}  {len(record.body)} bytes  {each.reason}")
 
 
 def _outboxes(app: Any) -> Iterator[tuple[str, Outbox, Any]]:
@@ -215,7 +275,8 @@ def _as_json(each: InHand) -> dict[str, Any]:
 
 def _line(each: InHand) -> str:
     task = f"{each.task or '(no name)'}[{each.task_id or each.tag}]"
-    return f"{task}  {each.queue or '(no queue)'}  taken {timedelta(seconds=int(each.age))} ago, {each.state}"
+    queue = printable(each.queue or "(no queue)")
+    return f"{printable(task)}  {queue}  taken {timedelta(seconds=int(each.age))} ago, {each.state}"
 
 
 def _since(oldest: int | None) -> str:

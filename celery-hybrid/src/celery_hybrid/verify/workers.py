@@ -67,7 +67,7 @@ class Workers:
             "no result waits in an outbox for RabbitMQ",
             self._outbox,
             remedy="Look with 'celery result-store' why RabbitMQ does not take results. What waits is delivered by "
-            "itself; what is refused stays in the file's table 'refused' until somebody deletes it there.",
+            "itself; 'celery tasks refused' shows what RabbitMQ refuses for good, tries it again or takes it out.",
             needs=some,
         )
 
