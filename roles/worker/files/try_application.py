@@ -7,8 +7,9 @@ The role sends this program, with a call of :func:`main` after it, to the Python
 environment. It becomes the user of the workers, imports the application as a worker would, compares
 what the application's settings are with what is declared, and logs in to both servers. When the new
 environment is not the one in use, it looks for queued tasks that the application does not have. The last
-line of its output is ``{"problems": [...], "orphans": [...], "version": ..., "tasks": [...]}``, with a sentence
-for each problem, and for each task that nobody could run.
+line of its output is ``{"problems": [...], "orphans": [...], "overridden": [...], "version": ..., "tasks": [...]}``,
+with a sentence for each problem, for each task that nobody could run, and for each setting of the application that
+the declared one has replaced.
 """
 
 from __future__ import annotations
@@ -112,14 +113,16 @@ def load(name: str) -> Any:
 
 def not_imported(name: str, exc: BaseException) -> str:
     """Return the sentence about an application that does not import."""
-    return (
-        f"the application {name!r} (worker_app) does not import: {last_line(exc)}. "
-        "Add what is missing to worker_app_requirements, or correct worker_app, worker_app_source or the application."
-    )
+    remedy = "Correct worker_app, worker_app_source or the application."
+    if isinstance(exc, ImportError):
+        remedy = f"Add what is missing to worker_app_requirements, or c{remedy[1:]}"
+    elif isinstance(exc, KeyError) or "environ" in str(exc).lower():
+        remedy = "If it is a variable of the environment, such as a secret key, add it to worker_environment."
+    return f"the application {name!r} (worker_app) does not import: {last_line(exc)}. {remedy}"
 
 
 def compare(app: Any, declared: types.ModuleType, house_rules: list[str]) -> list[str]:
-    """Return a sentence when the application has settings of its own where the house rules hold."""
+    """Return a sentence when house rules do not hold although the declared settings were applied."""
     wrong = [
         f"{name} is {app.conf.get(name)!r}, declared {getattr(declared, name)!r}"
         for name in house_rules
@@ -128,9 +131,15 @@ def compare(app: Any, declared: types.ModuleType, house_rules: list[str]) -> lis
     if not wrong:
         return []
     return [
-        f"the application overrides what is declared: {'; '.join(wrong)}. Remove these settings from it "
-        "(config_from_object, conf.update): the deployment's module, CELERY_CONFIG_MODULE, has them."
+        f"the application overrides what is declared: {'; '.join(wrong)}. Remove a loader of its own "
+        "(Celery(loader=…)), or the code that sets these after the import: with them tasks or results would be lost."
     ]
+
+
+def overridden(app: Any) -> list[str]:
+    """Return a sentence for each setting of the application that the declared one has replaced."""
+    differences = getattr(app.loader, "differences", list)()
+    return [f"{difference} in the application" for difference in differences]
 
 
 def plain(value: Any) -> Any:
@@ -140,11 +149,15 @@ def plain(value: Any) -> Any:
 
 def routes(app: Any, queues: list[str]) -> list[str]:
     """Return a sentence for each task of the application that asks for a queue which is not declared."""
+    wanted = {f"the task {name}": getattr(task, "queue", None) for name, task in sorted(app.tasks.items())}
+    own = app.conf.task_routes
+    for name, route in own.items() if isinstance(own, dict) else ():
+        wanted[f"task_routes of the application for {name}"] = route.get("queue") if isinstance(route, dict) else route
     return [
-        f"the task {name} asks for the queue {task.queue!r}, which nobody consumes: "
+        f"{who} asks for the queue {queue!r}, which nobody consumes: "
         "add it to an instance of worker_instances, or to worker_queues when it is consumed elsewhere."
-        for name, task in sorted(app.tasks.items())
-        if getattr(task, "queue", None) and task.queue not in queues
+        for who, queue in wanted.items()
+        if isinstance(queue, str) and queue not in queues
     ]
 
 
@@ -304,13 +317,14 @@ def trial(request: dict[str, Any]) -> dict[str, Any]:
     urls = [environment["CELERY_BROKER_URL"], environment["CELERY_RESULT_BACKEND"]]
     become(request["user"], request["directory"], environment)
     sys.path.insert(0, request["directory"])
-    answer: dict[str, Any] = {"problems": [], "orphans": [], "version": "", "tasks": []}
+    answer: dict[str, Any] = {"problems": [], "orphans": [], "overridden": [], "version": "", "tasks": []}
     try:
         declared = settings_module(request["config"])
         app = load(request["app"])
         signal.alarm(0)
         answer["version"] = version_of(request["app"])
         answer["tasks"] = sorted(name for name in app.tasks if not name.startswith("celery."))
+        answer["overridden"] = [masked(sentence, urls) for sentence in overridden(app)]
         problems = [*compare(app, declared, request["house_rules"]), *routes(app, request["queues"])]
         problems += backend(app, urls[1])
         if request["servers"] and not problems:

@@ -109,8 +109,8 @@ class Settings:
                 "settings.application",
                 f"{self._name} loads and keeps every setting of the file",
                 self._load_app,
-                remedy="The application must take its configuration from CELERY_CONFIG_MODULE alone: remove the "
-                "setting, or config_from_object, from its code.",
+                remedy="Run the site playbook: with CELERY_LOADER=celery_hybrid.loader:Loader in celery.env the file "
+                "wins. If it is there, remove the loader of the application, or the code that sets this after import.",
                 needs=["settings.file"] if self._module else [],
             )
         return self._app is not None

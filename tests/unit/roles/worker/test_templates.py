@@ -114,7 +114,15 @@ def test_settings(rendered: dict[str, str]) -> None:
     ]
     # kombu's default separator, which clients use that know only the broker's URL.
     assert "sep" not in values["broker_transport_options"]
-    assert values["task_default_priority"] is None
+    # Not declared, so that the application's own count.
+    assert not {"task_default_priority", "task_routes"} & set(values)
+
+
+def test_declared_routes_and_priority_are_written(render: Any) -> None:
+    files = render(worker_task_routes={"shop.*": {"queue": "celery"}}, worker_default_priority=0)
+    values = settings(files["celeryconfig.py"])
+    assert values["task_routes"] == {"shop.*": {"queue": "celery"}}
+    assert values["task_default_priority"] == 0
 
 
 def test_no_secret_and_no_address_is_in_the_settings(rendered: dict[str, str]) -> None:
@@ -189,6 +197,7 @@ app.log.setup_logging_subsystem(loglevel=20)
 task = {'name': 'shop.add', 'id': '0b3d', 'return_value': '3', 'runtime': 0.1, 'args': '()', 'kwargs': '{}'}
 logging.getLogger('celery.worker.strategy').info(trace.LOG_RECEIVED, task)
 logging.getLogger('celery.app.trace').info(trace.LOG_SUCCESS, task)
+logging.getLogger('celery.worker.consumer.consumer').error('Received invalid task message: no task')
 logging.getLogger('celery_hybrid.tasks').warning('one\\ntwo')
 logging.getLogger('payments').debug('seen')
 print(json.dumps({
@@ -236,9 +245,10 @@ def test_settings_have_the_forms_that_other_programs_read(lines: list[str]) -> N
 def test_log_lines_carry_their_level_and_the_form_that_logtool_reads(lines: list[str]) -> None:
     logtool = pytest.importorskip("celery.bin.logtool")
     found = logtool.Audit()
-    assert [line[:3] for line in lines[:-1]] == ["<6>", "<6>", "<4>", "<4>", "<7>"]
+    assert [line[:3] for line in lines[:-1]] == ["<6>", "<6>", "<3>", "<4>", "<4>", "<7>"]
     for line in lines[:-1]:
-        found.feed(line[3:])
+        # As journalctl shows it.
+        found.feed(line[3:].rstrip())
     assert found.report()["task"] == {
         "types": [("shop.add", 1)],
         "total": 1,
@@ -246,4 +256,4 @@ def test_log_lines_carry_their_level_and_the_form_that_logtool_reads(lines: list
         "completed": 1,
         "succeeded": 1,
     }
-    assert lines[2].endswith("WARNING/MainProcess] celery_hybrid.tasks: one")
+    assert lines[3].endswith("WARNING/MainProcess] celery_hybrid.tasks: one")

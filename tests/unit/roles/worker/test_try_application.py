@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("celery", reason="the trial runs in the workers' environment, where Celery is")
 
 PROGRAM = (Path(__file__).parents[4] / "roles" / "worker" / "files" / "try_application.py").read_text()
+SOURCES = str(Path(__file__).parents[4] / "celery-hybrid" / "src")
 PASSWORD = "Pa55:word@/word"
 URL = "redis://celery:Pa55%3Aword%40%2Fword@127.0.0.1:1/0"
 SETTINGS = """
@@ -26,6 +27,19 @@ accept_content = ['json']
 task_acks_late = True
 """
 GOOD = "from celery import Celery\napp = Celery('shop')\n@app.task(name='shop.add')\ndef add(x, y): return x + y\n"
+# The deployment's loader is not in this process, as when an application has one of its own.
+OWN_LOADER = "app.loader_cls = 'celery.loaders.app:AppLoader'\n"
+DJANGO = """
+import sys, types
+from celery import Celery
+settings = types.ModuleType('shop_settings')
+settings.CELERY_TASK_ACKS_LATE = False
+settings.CELERY_TASK_DEFAULT_QUEUE = 'shop'
+settings.CELERY_BROKER_URL = 'redis://:0therPa55@elsewhere/0'
+sys.modules['shop_settings'] = settings
+app = Celery('shop')
+app.config_from_object('shop_settings', namespace='CELERY')
+"""
 
 
 def run(program: str, folder: Path, **changes: Any) -> Any:
@@ -34,7 +48,12 @@ def run(program: str, folder: Path, **changes: Any) -> Any:
         "app": "shop",
         "config": SETTINGS,
         "directory": str(folder),
-        "environment": {"CELERY_BROKER_URL": URL, "CELERY_RESULT_BACKEND": "cache+memory://", "HOME": str(folder)},
+        "environment": {
+            "CELERY_BROKER_URL": URL,
+            "CELERY_RESULT_BACKEND": "cache+memory://",
+            "CELERY_LOADER": "celery_hybrid.loader:Loader",
+            "HOME": str(folder),
+        },
         "house_rules": ["task_serializer", "accept_content", "task_acks_late"],
         "queues": ["celery"],
         "servers": False,
@@ -44,14 +63,15 @@ def run(program: str, folder: Path, **changes: Any) -> Any:
     encoded = base64.b64encode(json.dumps(request).encode()).decode()
     done = subprocess.run(
         [sys.executable, "-I", "-"],
-        input=f"{program}\nmain('{encoded}')\n",
+        input=f"{program}\nsys.path.append({SOURCES!r})\nmain('{encoded}')\n",
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     assert PASSWORD not in done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])["problems"]
+    answer = json.loads(done.stdout.splitlines()[-1])
+    return answer if changes.get("whole") else answer["problems"]
 
 
 @pytest.fixture
@@ -68,6 +88,17 @@ def test_a_good_application_has_no_problem(trial: Any) -> None:
     assert trial(GOOD) == []
 
 
+def test_settings_of_the_application_that_differ_are_overridden_and_shown(trial: Any) -> None:
+    task = "@app.task(name='shop.add')\ndef add(x, y): return x + y\n"
+    answer = trial(DJANGO + task, config=SETTINGS + "task_default_queue = 'celery'\n", whole=True)
+    assert answer["problems"] == []
+    assert answer["overridden"] == [
+        "task_acks_late is True, was False in the application",
+        "task_default_queue is 'celery', was 'shop' in the application",
+    ]
+    assert "0therPa55" not in str(answer)
+
+
 def test_what_the_application_prints_is_not_the_answer(trial: Any) -> None:
     assert trial(f"print('{{}}')\n{GOOD}") == []
 
@@ -82,8 +113,13 @@ def test_what_the_application_prints_is_not_the_answer(trial: Any) -> None:
         ("def f(:\n", ["does not import", "SyntaxError"]),
         ("raise SystemExit(3)\n", ["does not import", "SystemExit"]),
         ("x = 1\n", ["holds no Celery application", "worker_app"]),
-        (GOOD + "app.conf.task_acks_late = False\n", ["overrides", "task_acks_late is False, declared True"]),
-        (GOOD + "app.conf.accept_content = ['json', 'pickle']\n", ["overrides", "accept_content"]),
+        (
+            GOOD + OWN_LOADER + "app.conf.task_acks_late = False\n",
+            ["overrides", "task_acks_late is False, declared True"],
+        ),
+        (GOOD + OWN_LOADER + "app.conf.accept_content = ['json', 'pickle']\n", ["overrides", "accept_content"]),
+        (GOOD + "app.conf.task_routes = {'shop.*': {'queue': 'slwo'}}\n", ["shop.*", "'slwo'", "worker_instances"]),
+        ("import os\nos.environ['SECRET_KEY']\n", ["KeyError: 'SECRET_KEY'", "worker_environment"]),
         (GOOD.replace("'shop.add'", "'shop.add', queue='slwo'"), ["shop.add", "'slwo'", "worker_instances"]),
         (f"raise RuntimeError('cannot reach {URL} {PASSWORD}')\n", ["RuntimeError"]),
     ],
