@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
 import tempfile
 import typing as t
 from pathlib import Path
 
 from ansible_collections.celeryops.hybrid.plugins.module_utils._pending import Pending
+from ansible_collections.celeryops.hybrid.plugins.module_utils._stray import backup_path
 
 Diff = dict[str, t.Any]
 
@@ -118,12 +120,24 @@ def _content(module: t.Any, path: Path, actual: str, entry: t.Mapping[str, t.Any
     if actual == "file" and before == declared.encode():
         return []
     if not module.check_mode:
+        if actual == "file" and not secret and module.params.get("backup"):
+            _keep(path, before.decode(errors="replace"), declared, Path(module.params["backup"]))
         _write(module, path, declared.encode(), entry)
     if secret:
         # Of a secret that is missing this is known.
         before, declared = (HIDDEN.encode() if actual == "file" else b""), "(another secret)\n"
     told = {"after_header": str(path), "before": before.decode(errors="replace"), "after": declared}
     return [told if actual == "absent" else {"before_header": str(path), **told}]
+
+
+def _keep(path: Path, before: str, declared: str, backup: Path) -> None:
+    """Copy a file of somebody else before it is replaced.
+
+    Ours begins with the lines that say who manages it.
+    """
+    if before.splitlines()[:2] == declared.splitlines()[:2]:
+        return
+    shutil.copy2(path, backup_path(path, backup))
 
 
 def _write(module: t.Any, path: Path, text: bytes, entry: t.Mapping[str, t.Any]) -> None:

@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq import PARTITIONS_PARAMETER
 from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_api import Api
 
 Object = dict[str, Any]
@@ -35,6 +36,8 @@ CANNOT_CHANGE = (
 )
 # A vhost of which nothing was ever declared.
 VHOST: Object = {"description": "", "tags": [], "default_queue_type": "classic"}
+# Fields of keys that may be left out.
+DEFAULT_KEYS: Object = {"destination_type": "queue", "routing_key": ""}
 # What RabbitMQ brings itself.
 ALWAYS_PROTECTED = (r"amq\..*", r"")
 OWN_PARAMETERS = ("cluster_name", "cluster_tags", "imported_definition_hash_value", "internal_cluster_id", "node_tags")
@@ -458,6 +461,24 @@ def differences(
             if difference.before != difference.after:
                 come.append(difference)
     return gone[::-1] + come
+
+
+def of_others(definitions: dict[str, Any], options: dict[str, list[Object]], vhost: str, prune: Prune) -> list[str]:
+    """Return what others have declared on a server, and a first run would delete.
+
+    Args:
+        definitions: those of the server.
+        options: the declared topology, as the module takes it.
+        vhost: of the deployment. A server on which an earlier run has left its mark has nothing of others.
+        prune: what is deleted besides what is declared absent.
+    """
+    if any(item["name"] == PARTITIONS_PARAMETER + vhost for item in definitions.get("global_parameters", [])):
+        return []
+    kinds = {*prune.kinds, "users", "permissions"} & set(options)
+    wanted = {kind: [{**DEFAULT_KEYS, **item} for item in options[kind]] for kind in kinds}
+    doomed = [change for change in differences(*declared(wanted), actual(definitions), prune) if change.after is None]
+    # Every RabbitMQ comes with this user.
+    return [change.label for change in doomed if change.fields.get("name") != "guest"]
 
 
 def settled(kind: Kind, before: Object | None, wanted: Object) -> Object:

@@ -81,15 +81,22 @@ def _difference(path: Path, actual: str, sentence: str, since: str | None) -> di
     }
 
 
+def backup_path(path: Path, backup: Path, now: datetime.datetime | None = None) -> Path:
+    """Make a folder of this moment in *backup*, which only root can enter, and return where a path is kept in it."""
+    now = now or datetime.datetime.now(datetime.timezone.utc)  # noqa: UP017
+    target = backup / now.strftime("%Y%m%dT%H%M%S.%fZ") / path.relative_to("/")
+    backup.mkdir(mode=0o700, parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
 def move_aside(path: Path, backup: Path, now: datetime.datetime) -> Path:
     """Move a path below a folder of this moment in *backup*, and return where it is now.
 
     Raises:
         OSError: it cannot be moved.
     """
-    target = backup / now.strftime("%Y%m%dT%H%M%S.%fZ") / path.relative_to("/")
-    backup.mkdir(mode=0o700, parents=True, exist_ok=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = backup_path(path, backup, now)
     # Links stay links.
     shutil.move(str(path), str(target))
     return target

@@ -65,6 +65,11 @@ options:
       validate:
         description: A command that must accept the file before it is in use; V(%s) is where it is.
         type: str
+  backup:
+    description:
+      - Folder that takes a copy of each file of somebody else that is replaced; that is one that begins with other
+        lines than O(files[].content). Files with O(files[].secret) are not copied.
+    type: path
   pending:
     description:
       - File that keeps the changed paths until they are in use; whoever restarts what reads them removes it.
@@ -127,6 +132,7 @@ def argument_spec() -> dict[str, Any]:
     }
     return {
         "files": {"type": "list", "elements": "dict", "required": True, "options": entry, **rules},
+        "backup": {"type": "path"},
         "pending": {"type": "path"},
     }
 

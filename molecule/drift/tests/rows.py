@@ -41,6 +41,30 @@ UNITS = "/etc/systemd/system"
 REDIS = (
     Row(
         "redis",
+        "/etc/redis",
+        "mode=02770",
+        "mode=02777",
+        "chmod 0777 /etc/redis",
+        ("redis: /etc/redis",),
+    ),
+    Row(
+        "redis",
+        "/var/lib/redis",
+        "owner=",
+        "owner=0",
+        "chown root /var/lib/redis",
+        ("redis: {{ __redis_data }}",),
+    ),
+    Row(
+        "redis",
+        "/var/log/redis",
+        "mode=02750",
+        "mode=0700",
+        "chmod 0700 /var/log/redis; chmod g-s /var/log/redis",
+        ("redis: /var/log/redis",),
+    ),
+    Row(
+        "redis",
         "/etc/redis/celeryops.conf",
         "appendfsync everysec",
         "appendfsync no",
@@ -127,6 +151,38 @@ REDIS = (
 )
 
 RABBITMQ = (
+    Row(
+        "rabbitmq",
+        "/etc/rabbitmq",
+        "mode=0755",
+        "mode=0777",
+        "chmod 0777 /etc/rabbitmq",
+        ("rabbitmq: /etc/rabbitmq",),
+    ),
+    Row(
+        "rabbitmq",
+        "/var/lib/rabbitmq",
+        "mode=0755",
+        "mode=0700",
+        "chmod 0700 /var/lib/rabbitmq",
+        ("rabbitmq: /var/lib/rabbitmq",),
+    ),
+    Row(
+        "rabbitmq",
+        "/var/lib/rabbitmq/mnesia",
+        "mode=0750",
+        "mode=0777",
+        "chmod 0777 /var/lib/rabbitmq/mnesia",
+        ("rabbitmq: {{ rabbitmq_data_directory }}",),
+    ),
+    Row(
+        "rabbitmq",
+        "/var/log/rabbitmq",
+        "mode=0755",
+        "mode=0711",
+        "chmod 0711 /var/log/rabbitmq",
+        ("rabbitmq: /var/log/rabbitmq",),
+    ),
     Row(
         "rabbitmq",
         "/etc/rabbitmq/conf.d/50-celeryops.conf",

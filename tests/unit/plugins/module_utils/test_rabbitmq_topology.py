@@ -533,3 +533,26 @@ def test_a_queue_that_is_created_carries_its_type() -> None:
     api = Memory()
     writing.apply(api, changes({"queues": [{**STREAM, "name": "q"}]}), FOUND)
     assert api.sent[0][2]["arguments"] == {"x-max-age": "1D", "x-queue-type": "stream"}
+
+
+OF_OTHERS = {
+    "users": [{"name": name, "tags": [], **stored("x")} for name in ("guest", "worker", "shop", "kept")],
+    "permissions": [{"vhost": vhost, "user": "shop", "configure": "", "write": "", "read": ""} for vhost in "/x"],
+    "policies": [{"vhost": "x", "name": "theirs", "pattern": ".*", "definition": {"max-length": 1}}],
+}
+OURS: dict[str, Any] = {
+    "users": [{"name": "worker"}, {"name": "guest", "state": "absent"}],
+    "permissions": [{"vhost": "x", "user": "worker"}],
+    "bindings": [{"vhost": "x", "source": "a", "destination": "b"}],
+}
+
+
+def test_first_run_names_what_it_would_delete_of_others():
+    prune = topology.Prune(["users", "permissions", "policies"], ["x"], ["kept"])
+    found = topology.of_others(OF_OTHERS, {**OURS, "policies": []}, "x", prune)
+    assert sorted(found) == ["permissions x/shop", "policies x/theirs", "users shop"]
+
+
+def test_later_run_finds_nothing_of_others():
+    mark = {"global_parameters": [{"name": "celery.results.partitions.x", "value": 16}]}
+    assert topology.of_others({**OF_OTHERS, **mark}, OURS, "x", topology.Prune(["users"])) == []

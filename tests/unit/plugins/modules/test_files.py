@@ -17,11 +17,12 @@ from ansible_collections.celeryops.hybrid.plugins.plugin_utils._drift import SEC
 ME = {"owner": pwd.getpwuid(os.getuid()).pw_name, "group": grp.getgrgid(os.getgid()).gr_name}
 
 
-def bring(*entries, check=False, pending=None):
+def bring(*entries, check=False, pending=None, backup=None):
     out = io.StringIO()
     arguments = {
         "files": [{**ME, **entry, "path": str(entry["path"])} for entry in entries],
         "pending": pending and str(pending),
+        "backup": backup and str(backup),
         "_ansible_check_mode": check,
         "_ansible_diff": True,
     }
@@ -61,6 +62,18 @@ def test_parents_of_a_new_folder_can_be_passed_whatever_the_umask_is(tmp_path):
         os.umask(before)
     modes = [oct((tmp_path / part).stat().st_mode & 0o777) for part in ("opt", "opt/celery", "opt/celery/bin")]
     assert modes == ["0o755", "0o755", "0o700"]
+
+
+def test_file_of_somebody_else_is_kept_before_it_is_replaced(path, tmp_path):
+    path.write_text("MNESIA_BASE=/srv/rabbitmq\n")
+    entry = {"path": path, "content": "# Ansible managed\n\na 1\n", "mode": "0640"}
+    bring(entry, backup=tmp_path / "kept")
+    (kept,) = (tmp_path / "kept").rglob(path.name)
+    assert kept.read_text() == "MNESIA_BASE=/srv/rabbitmq\n"
+    assert (tmp_path / "kept").stat().st_mode & 0o777 == 0o700
+    # Ours is not.
+    bring({**entry, "content": "# Ansible managed\n\na 2\n"}, backup=tmp_path / "kept")
+    assert list((tmp_path / "kept").rglob(path.name)) == [kept]
 
 
 def test_missing_file(path):
