@@ -148,6 +148,11 @@ class WorkerHealth:
         self._consumer.call_soon(self._come_round)
         return self._loop_problem() or self._pool_problem() or self._relay_problem()
 
+    def loop_age(self) -> float:
+        """Return for how many seconds the loop has not come round, as far as it was asked; ask it to."""
+        self._consumer.call_soon(self._come_round)
+        return self._loop_idle()
+
     def status(self) -> str:
         """Return a line for ``systemctl status``."""
         consumer = self._consumer
@@ -169,14 +174,16 @@ class WorkerHealth:
     def _come_round(self) -> None:
         self._rounds += 1
 
-    def _loop_problem(self) -> str:
+    def _loop_idle(self) -> float:
         consumer = self._consumer
         idle = self._loop.idle((self._rounds, consumer.restart_count, _attempt(consumer)))
         # The solo pool runs tasks in the loop.
         busy = worker_state.active_requests and type(consumer.pool).__module__ == "celery.concurrency.solo"
-        if busy or idle < self._patience:
-            return ""
-        return f"the consumer has not come round for {idle:.0f} s"
+        return 0.0 if busy else idle
+
+    def _loop_problem(self) -> str:
+        idle = self._loop_idle()
+        return "" if idle < self._patience else f"the consumer has not come round for {idle:.0f} s"
 
     def _pool_problem(self) -> str:
         handed, active = [], []

@@ -21,6 +21,8 @@ from celery._state import get_current_task, task_join_will_block
 from kombu.common import oid_from
 
 from celery_hybrid.errors import OutboxError, RecordTooLargeError
+from celery_hybrid.metrics.sent import stamp
+from celery_hybrid.metrics.shared import storing
 from celery_hybrid.processes import is_pool_child, runs_tasks
 from celery_hybrid.rabbitmq import urls
 from celery_hybrid.rabbitmq.connection import HEARTBEATS, Servers
@@ -101,6 +103,7 @@ class Store:
             path = path.with_name(f"letters-{path.name}")
         return Outbox(path, options.outbox_max_records, options.outbox_max_bytes, what)
 
+    @storing()
     def write(self, record: Record, reply_to: str | None = None) -> None:
         """Store a record: confirmed by RabbitMQ or, in the processes of a worker, kept in the outbox until it is.
 
@@ -358,3 +361,5 @@ signals.worker_before_create_process.connect(_registry.before_pool_child, weak=F
 # In the main process. Workers of celery.contrib.testing do not say that they are ready.
 signals.worker_ready.connect(_registry.serve, weak=False)
 signals.task_received.connect(_registry.serve, weak=False)
+# So that workers can tell how long a task has waited.
+signals.before_task_publish.connect(stamp, weak=False)
