@@ -155,7 +155,11 @@ CELERY_RIGHTS = (
     ),
     Right(
         "take a task in one step by a script of celery-hybrid, and hear when there is one",
-        "eval hsetnx zscore lindex lrem client|tracking blmove",
+        "eval hsetnx zscore lindex lrem client|tracking client|caching blmove",
+    ),
+    Right(
+        "renew claims and put tasks back by scripts of celery-hybrid, and find what a broken connection has taken",
+        "hexists zmscore zscan",
     ),
     Right(
         "look at queues and at what was taken: C(celery_verify), C(diagnose), C(release), C(purge)",

@@ -99,3 +99,10 @@ def eat(path):
 def hang(path):
     note(path)
     time.sleep(60)
+
+
+@app.task(name="letters.run", shared=False, bind=True)
+def run(self, path):
+    note(path, str(self.request.delivery_info["run"]))
+    if not self.request.retries:
+        raise self.retry(countdown=0.1, max_retries=1)

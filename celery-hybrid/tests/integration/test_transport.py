@@ -399,7 +399,7 @@ def test_what_is_no_message_is_handed_over(broker):
 def test_an_entry_of_unacked_that_cannot_be_restored_is_kept(broker):
     broker.redis.hset(broker.key("unacked"), "bad", "no JSON")
     broker.redis.zadd(broker.key("unacked_index"), {"bad": 1})
-    Reader(broker.connect("atomic")).drain(0.3)
+    Reader(broker.connect("atomic", visibility_timeout=1)).drain(2.5)
     assert broker.unacked() == 0
     assert broker.redis.llen(broker.key("celery.undecodable")) == 1
 

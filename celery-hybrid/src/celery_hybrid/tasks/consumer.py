@@ -6,7 +6,9 @@ What it adds to Celery's own:
   twice. Here what is running stays in hand: its message moves to the next connection and is acknowledged there. What is
   not running yet (ETA, prefetched) goes back to its queue as soon as Redis answers.
 * While a task is in hand its claim in Redis is renewed, so the visibility timeout only has to be longer than an outage,
-  not than the longest task or ETA. It starts to count when the worker dies.
+  not than the longest task or ETA. It starts to count when the worker dies. A claim that is lost all the same, because
+  this worker was paused or cut off for longer, is noticed: what had not begun does not begin here, and nothing is done
+  to the claim of the worker that has the task now.
 * Every message that Celery would log and delete is put away first, see
   :mod:`celery_hybrid.tasks.dead_letters`; one that would make the worker exit, too.
 """
@@ -20,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 import kombu
 from celery import bootsteps
@@ -30,7 +33,7 @@ from celery.worker.consumer import consumer as base
 from kombu.exceptions import ContentDisallowed
 from kombu.transport import virtual
 
-from celery_hybrid.tasks import answers
+from celery_hybrid.tasks import answers, claims
 from celery_hybrid.tasks.dead_letters import (
     ETA,
     MALFORMED,
@@ -99,7 +102,9 @@ class Consumer(base.Consumer):  # type: ignore[misc]
         self._known: list[Any] = []
         #: What is done with, and Redis does not know yet: the message, and what reject() is to be told.
         self._owed: dict[str, tuple[Any, bool | None]] = {}
-        self._lost = False
+        self._lost = self._interrupted = False
+        #: Claims that are lost while their tasks run.
+        self._strays: set[str] = set()
         self._timer_entry: Any = None
         super().__init__(*args, **kwargs)
         self.app.control.mailbox = answers.Mailbox.of(self.app.control.mailbox)
@@ -132,7 +137,7 @@ class Consumer(base.Consumer):  # type: ignore[misc]
         """Connect; renew the claims before Redis is searched for those that have run out, which comes first."""
         conn = self.connection_for_read(heartbeat=self.amqheartbeat)
         if self._held and hasattr(conn.default_channel, "unacked_index_key"):
-            _renew(conn.default_channel, list(self._held))
+            self._renew(conn.default_channel, self._held)
         if hasattr(conn.transport, "on_undecodable"):  # celery_hybrid.tasks.transport
             conn.transport.on_undecodable = self.on_undecodable
         if self.hub:
@@ -141,7 +146,7 @@ class Consumer(base.Consumer):  # type: ignore[misc]
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Keep what is in hand, while Celery gets rid of the connection."""
-        self._lost = True
+        self._lost = self._interrupted = True
         for channel in _channels(self.connection):
             # Redis is gone, so nothing can be put back now: Celery 5.7 exits when it tries. And what is running must
             # not be put back at all.
@@ -193,14 +198,15 @@ class Consumer(base.Consumer):  # type: ignore[misc]
                 kept += 1
             else:
                 try:
-                    channel.qos.restore_by_tag(tag)
+                    # Only this package's transport knows whether the message was still ours.
+                    back += channel.qos.restore_by_tag(tag) is not False
                 except self.channel_errors as exc:
                     logger.warning("A task that has not begun comes again after the visibility timeout: %r", exc)
                 message.channel = None
-                back += 1
             del self._held[tag]
         self._known.clear()
-        if kept or back:
+        if self._interrupted:
+            self._interrupted = False
             logger.warning(
                 "Connected again: %d tasks in hand go on, %d that had not begun are back in Redis.", kept, back
             )
@@ -214,11 +220,89 @@ class Consumer(base.Consumer):  # type: ignore[misc]
         for tag in list(self._owed):
             self._settle(tag)
         interval = _CARE_INTERVAL
+        in_hand: set[str] = set()
         for channel in _channels(self.connection):
             if hasattr(channel, "unacked_index_key"):
-                _renew(channel, list(_in_hand(channel)))
+                held = _in_hand(channel)
+                self._renew(channel, held)
+                in_hand |= held.keys()
                 interval = min(interval, channel.visibility_timeout / 4)
+        self._strays &= in_hand
         self._timer_entry = self.timer.call_after(interval, self._care_later)
+
+    def _renew(self, channel: Any, held: dict[str, Any]) -> None:
+        """Renew the claims on messages, and let go of those that are lost."""
+        names = [name for name in held if name not in self._strays]
+        leased = claims.now()
+        if not names:
+            with channel.conn_or_acquire() as client:
+                client.ping()
+            return
+        if not hasattr(channel, "renew"):
+            # kombu's own transport, which counts in the time of each worker and cannot tell what is lost.
+            with channel.conn_or_acquire() as client:
+                client.zadd(channel.unacked_index_key, dict.fromkeys(names, time.time()), xx=True)
+            return
+        lost = channel.renew(names)
+        for name in names:
+            held[name].leased = leased
+        if lost:
+            self._lose({name: held[name] for name in lost})
+
+    def _lose(self, lost: dict[str, Any]) -> None:
+        """Let go of messages that are not ours any more: nothing of them begins here, and what runs goes on."""
+        dropped = 0
+        for name, message in lost.items():
+            request = _request_of(message)
+            if request is not None and _runs(request):
+                self._strays.add(name)
+                continue
+            self._drop(message)
+            dropped += 1
+        logger.warning(
+            "%d claims are lost, because this worker did not renew them in time: %d tasks that had not begun are left "
+            "to the worker that has them now, %d that run go on and may run twice.",
+            *(len(lost), dropped, len(lost) - dropped),
+        )
+
+    def _drop(self, message: Any) -> None:
+        name = message.delivery_tag
+        self._owed.pop(name, None)
+        channel, message.channel = message.channel, None
+        if self._held.pop(name, None) is not None or channel is None:
+            return
+        virtual.QoS.ack(channel.qos, name)
+        request = _request_of(message)
+        if request is not None and request.eta and not request.due:
+            # While it waited there was room for one more.
+            self.qos.decrement_eventually()
+
+    def is_lost(self, message: Any) -> bool:
+        """Return whether another worker may have the message of a task that runs here."""
+        return message.delivery_tag in self._strays
+
+    def may_begin(self, message: Any) -> bool:
+        """Return whether a task may begin: its message is still ours, and will be for a while.
+
+        A worker that was paused longer than the visibility timeout comes to its timers before it renews.
+        """
+        channel = message.channel
+        if channel is None:
+            return False
+        leased = getattr(message, "leased", None)
+        if leased is None or not hasattr(channel, "renew"):
+            return True
+        if claims.now() - leased > channel.visibility_timeout / 2:
+            try:
+                self._renew(channel, {message.delivery_tag: message})
+            except Exception as exc:
+                logger.warning(
+                    "Task %s does not begin, because its claim cannot be renewed, and goes back to Redis: %r",
+                    *(message.headers.get("id"), exc),
+                )
+                self.settle(message, True)
+                return False
+        return message.channel is not None
 
     def _care_later(self) -> None:
         # A greenlet's timer has nobody to tell.
@@ -298,15 +382,23 @@ class Consumer(base.Consumer):  # type: ignore[misc]
                     return str(queue.name)
         return str(key)
 
-    # Tasks with an ETA that were put back must not run from here as well: Celery 5.6 leaves their timers alone.
+    # Tasks that were put back or lost must not run from here as well: Celery leaves their timers alone.
 
     def apply_eta_task(self, task: Any) -> None:
         """Run a task whose time has come."""
         if task._message.channel is not None:
+            task.due = True
             super().apply_eta_task(task)
 
     def _limit_post_eta(self, request: Any, bucket: Any, tokens: Any) -> Any:
-        return super()._limit_post_eta(request, bucket, tokens) if request._message.channel is not None else None
+        if request._message.channel is None:
+            return None
+        request.due = True
+        return super()._limit_post_eta(request, bucket, tokens)
+
+    def _limit_move_to_pool(self, request: Any) -> None:
+        if request._message.channel is not None:
+            super()._limit_move_to_pool(request)
 
     # Bad messages
 
@@ -432,10 +524,10 @@ def fault_of(message: Any) -> str | None:
     body = message.payload
     if "task" not in headers:
         # Protocol 1; or no task at all, which Celery finds out.
-        odd = isinstance(body, dict) and "task" in body and not isinstance(body.get("id"), str)
+        odd = isinstance(body, dict) and "task" in body and not _is_id(body.get("id"))
         return "it has no id" if odd else None
-    if not isinstance(headers["task"], str) or not isinstance(headers.get("id"), str) or not headers["id"]:
-        return "its name or id is no text"
+    if not isinstance(headers["task"], str) or not _is_id(headers.get("id")):
+        return "its name is not text, or its id is neither text nor a UUID"
     if isinstance(body, (list, tuple)):
         kinds: tuple[Any, ...] = ((list, tuple), dict, (dict, type(None)))
         if len(body) != 3 or not all(isinstance(each, kind) for each, kind in zip(body, kinds, strict=True)):
@@ -453,6 +545,11 @@ def fault_of(message: Any) -> str | None:
     if not isinstance(headers.get("stamps") or {}, dict):
         return "its stamps are no mapping"
     return None
+
+
+def _is_id(value: Any) -> bool:
+    # kombu's JSON keeps a UUID one.
+    return isinstance(value, UUID) or (isinstance(value, str) and bool(value))
 
 
 def _is_limit(value: Any) -> bool:
@@ -478,16 +575,9 @@ def _in_hand(channel: Any) -> dict[str, Any]:
     return {tag: message for tag, message in list(qos._delivered.items()) if tag not in qos._dirty}
 
 
-def _renew(channel: Any, tags: list[str]) -> None:
-    """Renew claims in Redis: those that are still ours."""
-    with channel.conn_or_acquire() as client:
-        if tags:
-            # This package's transport counts in the server's time, kombu's in that of each worker.
-            seconds, microseconds = client.time() if hasattr(channel, "undecodable_key") else (time.time(), 0)
-            now = seconds + microseconds / 1e6
-            client.zadd(channel.unacked_index_key, dict.fromkeys(tags, now), xx=True)
-        else:
-            client.ping()
+def _request_of(message: Any) -> Any:
+    reference = getattr(message, "request", None)
+    return reference() if reference is not None else None
 
 
 def _runs(request: Any) -> bool:

@@ -368,7 +368,7 @@ class Tasks:
         """
         for message in messages:
             with self._channel.conn_or_acquire() as client:
-                moved = self._channel._put_back(client, message.tag, message.entry, repr(message.taken))
+                moved = self._channel._put_back(client, [(message.tag, repr(message.taken))])
             yield message, bool(moved)
 
 

@@ -6,13 +6,26 @@ died, ran out of memory or hit the hard time limit is sent again, a limited numb
 
 from __future__ import annotations
 
+import functools
 import logging
+import weakref
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery import signals, states
-from celery.exceptions import Ignore, Reject, Retry, Terminated, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import (
+    Ignore,
+    Reject,
+    Retry,
+    TaskRevokedError,
+    Terminated,
+    TimeLimitExceeded,
+    WorkerLostError,
+    WorkerShutdown,
+    WorkerTerminate,
+)
 from celery.worker import request as base
 from celery.worker import state
 from kombu.exceptions import OperationalError
@@ -25,6 +38,67 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a callback of the pool that ends its request also when it fails itself."""
+
+    @functools.wraps(method)
+    def callback(self: Request, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except (WorkerShutdown, WorkerTerminate):
+            raise
+        except BaseException as failure:
+            self.give_up(failure)
+            if isinstance(failure, self._keeper.connection_errors):
+                # The worker connects again.
+                raise
+            return None
+
+    return callback
+
+
+def _guarded_success(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def on_success(self: Request, result: Any, **kwargs: Any) -> Any:
+        if isinstance(result, ExceptionInfo):
+            # What the pools threads, gevent and solo report of a task that raised SystemExit and the like.
+            return self.on_failure(result)
+        self.succeeded = not result[0]
+        return method(self, result, **kwargs)
+
+    return _guarded(on_success)
+
+
+def _guarded_begin(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what sends a task to the pool, if its message is still ours."""
+
+    @functools.wraps(method)
+    def execute_using_pool(self: Request, pool: Any, **kwargs: Any) -> Any:
+        if not self._keeper.may_begin(self._message):
+            base.task_ready(self)
+            # Celery's word for a task that does not take up its place in the pool.
+            raise TaskRevokedError(self.id)
+        try:
+            return method(self, pool, **kwargs)
+        except (TaskRevokedError, WorkerShutdown, WorkerTerminate):
+            raise
+        except Exception as failure:
+            self.give_up(failure)
+            raise TaskRevokedError(self.id) from failure
+
+    return execute_using_pool
+
+
+#: Celery's strategy puts some of these methods into a class of its own for each task, so that Request cannot override
+#: them.
+_GUARDS = {
+    "execute_using_pool": _guarded_begin,
+    "on_success": _guarded_success,
+    "on_failure": _guarded,
+    "on_timeout": _guarded,
+}
+
+
 class Request(base.Request):  # type: ignore[misc]
     """Celery's request, which lets nothing go that is not kept elsewhere."""
 
@@ -34,6 +108,25 @@ class Request(base.Request):  # type: ignore[misc]
     #: Kept as a dead letter, sent again, or left in Redis: there is nothing more to decide.
     _decided = False
     _again = False
+    _kept = False
+    #: Its task has ended, and not with an error.
+    succeeded = False
+    #: Its ETA has come, or it waits for none any more.
+    due = False
+
+    def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(message, *args, **kwargs)
+        message.request = weakref.ref(self)
+        run = getattr(message, "run", None)
+        if run is not None:
+            # The number of this run, of this package's transport: greater than those of all runs before.
+            self._delivery_info["run"] = run
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Guard the methods that Celery's strategy puts into a class of its own for each task."""
+        super().__init_subclass__(**kwargs)
+        for name in _GUARDS.keys() & vars(cls).keys():
+            setattr(cls, name, _GUARDS[name](vars(cls)[name]))
 
     def acknowledge(self) -> None:
         """Acknowledge the task; when Redis is away, as soon as it is back."""
@@ -54,6 +147,16 @@ class Request(base.Request):  # type: ignore[misc]
         self._keeper.settle(self._message, requeue)
         self.send_event("task-rejected", requeue=requeue)
 
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """The task begins, also when that cannot be noted."""
+        try:
+            super().on_accepted(pid, time_accepted)
+        except Exception as failure:
+            logger.exception("The start of task %s[%s] could not be noted", self.name, self.id)
+            if isinstance(failure, self._keeper.connection_errors):
+                raise
+
+    @_guarded
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """The task failed, or its process did."""
         exc = _inner(exc_info.exception)
@@ -69,6 +172,7 @@ class Request(base.Request):  # type: ignore[misc]
                 return None
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
+    @_guarded
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """The task ran into a time limit. With prefork the hard one has come as a failure before."""
         if not soft and not self._decided and not self._stopped():
@@ -94,6 +198,25 @@ class Request(base.Request):  # type: ignore[misc]
     def _keeper(self) -> Consumer:
         assert self.keeper is not None  # noqa: S101 - requests are only made of the consumer's own classes
         return self.keeper
+
+    def give_up(self, failure: BaseException) -> None:
+        """End the request after an error in the worker itself, so that it does not occupy the worker.
+
+        A task that has not succeeded is kept as a dead letter; if that is not possible, its message stays in Redis.
+        """
+        logger.error("The end of task %s[%s] could not be handled: %r", self.name, self.id, failure, exc_info=failure)
+        base.task_ready(self)
+        if self.acknowledged:
+            return
+        try:
+            done = self.succeeded or self._kept or self._keeper.put_away(self._message, FAILED, failure)
+        except Exception:
+            logger.exception("Task %s[%s] could not be kept as a dead letter", self.name, self.id)
+            done = False
+        if done:
+            self.acknowledge()
+        else:
+            self._leave()
 
     def _stopped(self) -> bool:
         """Tell whether the task was ended on purpose: it goes on elsewhere, or shall not."""
@@ -121,6 +244,7 @@ class Request(base.Request):  # type: ignore[misc]
         """Keep the task as a dead letter; if that is not possible, leave it in Redis and return False."""
         self._decided = True
         if self._keeper.put_away(self._message, reason, exc, traceback):
+            self._kept = True
             return True
         self._leave()
         return False
@@ -140,6 +264,11 @@ class Request(base.Request):  # type: ignore[misc]
         policy = keeper.dead_letters.policy
         if self.acknowledged or not self.task.acks_late or lost >= policy.lost_retries:
             return False
+        if keeper.is_lost(self._message):
+            # It is up to the worker that has the message now.
+            self._decided = self._again = True
+            self._leave()
+            return True
         self._decided = self._again = True
         eta = datetime.now(UTC) + timedelta(seconds=policy.lost_retry_delay * 2**lost)
         try:

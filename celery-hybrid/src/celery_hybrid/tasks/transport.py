@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from queue import Empty
 from time import monotonic
@@ -35,10 +36,11 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.eventio import READ, poll
 from kombu.utils.json import dumps, loads
 from kombu.utils.scheduling import priority_cycle, round_robin_cycle, sorted_cycle
-from redis.exceptions import NoScriptError, OutOfMemoryError, ResponseError
+from redis.exceptions import NoPermissionError, NoScriptError, OutOfMemoryError, ResponseError
 
-from celery_hybrid.tasks import separators
-from celery_hybrid.tasks.transport_scripts import MOVE, OVERDUE, TAKE
+from celery_hybrid.tasks import claims, separators
+from celery_hybrid.tasks.claims import INCARNATION, Suspects
+from celery_hybrid.tasks.transport_scripts import MOVE, OVERDUE, RENEW, TAKE
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +51,18 @@ Undecodable = Callable[[bytes, str, str], bool]
 _TRACK = ("CLIENT", "TRACKING", "ON", "NOLOOP")
 _TAKE_SHA = hashlib.sha1(TAKE.encode(), usedforsecurity=False).hexdigest()
 _MOST_AT_ONCE = 32
-_OVERDUE_AT_ONCE = 100
+# Of one call of a script.
+_CLAIMS_AT_ONCE = 1000
+_MOVED_AT_ONCE = 50
+# Of one look for what is overdue, and seconds in which it puts back before the event loop has its turn again.
+_MOST_OVERDUE = 10_000
+_RESTORE_SECONDS = 0.25
+# Between two looks that must see a claim overdue: longer than a worker needs to connect again and to renew.
+_GRACE_SECONDS = 15.0
 # A connection that is told of changes looks all the same, and so finds out that it is half open.
 _LOOK_SECONDS = 5.0
 _POLL_SECONDS = 0.1
 _CHECK_SECONDS = 60.0
-# What Redis says when it writes nothing for now: its disk is full, its replicas are away, a script does not end.
-_FOR_NOW = ("MISCONF", "NOREPLICAS", "BUSY ")
 
 
 def install() -> None:
@@ -79,14 +86,23 @@ def _readable(sock: Any) -> bool:
         poller.close()
 
 
-def _is_for_now(error: ResponseError) -> bool:
-    return isinstance(error, OutOfMemoryError) or str(error).startswith(_FOR_NOW)
+def _remedy(error: ResponseError) -> str:
+    """Return what to do about a Redis that refuses a take."""
+    text = str(error)
+    if "WRONGTYPE" in text:
+        return "Rename or delete that key, which is not Celery's."
+    if isinstance(error, NoPermissionError) or "NOPERM" in text or "ACL" in text:
+        return "Give the worker's user of Redis the rights of the role 'redis'."
+    if isinstance(error, OutOfMemoryError):
+        return "Redis has reached maxmemory."
+    return "It is asked again every few seconds."
 
 
 class QoS(stock.QoS):
     """Messages that were taken and not yet acknowledged."""
 
-    _swept = float("-inf")
+    #: When to look for what is overdue, by the monotonic clock.
+    next_look = float("-inf")
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Remember a message; the take has written it to ``unacked`` already."""
@@ -97,42 +113,67 @@ class QoS(stock.QoS):
         else:
             virtual.QoS.append(self, message, delivery_tag)
 
-    def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:
-        """Put a message back to its queue, to be taken next, or last with *leftmost*."""
-        channel = self.channel
-        with channel.conn_or_acquire(client) as client:
-            entry = client.hget(self.unacked_key, tag)
-            channel._put_back(client, bytes_to_str(tag), entry, leftmost=leftmost)
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge a message.
+
+        Not in a transaction: an index entry without its message, which is all that can be left, does no harm, and
+        goes when it is overdue.
+        """
+        with self.channel.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
+            pipe.hdel(self.unacked_key, delivery_tag).zrem(self.unacked_index_key, delivery_tag).execute()
+        virtual.QoS.ack(self, delivery_tag)
+
+    def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> bool:
+        """Put a message back to its queue, to be taken next, or last with *leftmost*.
+
+        Returns:
+            whether it is back; its claim was lost otherwise, or Redis has refused it.
+        """
+        with self.channel.conn_or_acquire(client) as client:
+            return bool(self.channel._put_back(client, [(bytes_to_str(tag), "")], leftmost=leftmost))
+
+    def restore_unacked(self, client: Any = None) -> None:
+        """Put everything back that this channel has, the oldest to be taken next."""
+        with self.channel.conn_or_acquire(client) as client:
+            for some in _parts([(name, "") for name in reversed(self._delivered)], _MOVED_AT_ONCE):
+                self.channel._put_back(client, some)
+        self._delivered.clear()
 
     def restore_visible(self, start: int = 0, num: int | None = None, interval: int = 1) -> None:  # noqa: ARG002
         """Put back what was not acknowledged within the visibility timeout, every ``unacked_restore_interval``.
 
+        Only what was seen overdue before, with the same score and a grace ago, and never what this connection has.
         There is no mutex: with kombu's, nobody restores for five minutes when its holder dies. Each message is
-        moved in one step, so several workers that do this at once cannot restore one twice.
+        moved in one step, so several workers that do this at the same time cannot restore one twice.
         """
         channel = self.channel
-        if monotonic() - self._swept < channel.unacked_restore_interval:
+        if monotonic() < self.next_look:
             return
-        self._swept = monotonic()
+        self.next_look = monotonic() + channel.unacked_restore_interval
+        if num == 0:
+            return
+        suspects: Suspects = channel.connection.cycle.suspects
+        grace = min(_GRACE_SECONDS, self.visibility_timeout)
         with channel.conn_or_acquire() as client:
-            restored = 0
-            while num is None or restored < num:
-                latest, *found = channel._overdue(
-                    keys=channel._script_keys(self.unacked_key, self.unacked_index_key),
-                    args=[self.visibility_timeout, min(_OVERDUE_AT_ONCE, num or _OVERDUE_AT_ONCE)],
-                    client=client,
-                )
-                moved = 0
-                for tag, entry in zip(found[::2], found[1::2], strict=True):
-                    moved += channel._put_back(client, bytes_to_str(tag), entry, latest)
-                restored += moved
-                # When others moved them all, they do the rest as well.
-                if len(found) < 2 * _OVERDUE_AT_ONCE or not moved:
+            channel._return_unanswered(client)
+            due = suspects.due(channel._find_overdue(client), grace)[:num]
+            end, restored = monotonic() + _RESTORE_SECONDS, 0
+            for some in _parts(due, _MOVED_AT_ONCE):
+                if monotonic() > end:
+                    self.next_look = end
                     break
-            if restored:
-                logger.warning(
-                    "Restored %d messages that were not acknowledged within %s s", restored, self.visibility_timeout
-                )
+                restored += channel._put_back(client, some)
+        if len(suspects) > len(due):
+            self.next_look = min(self.next_look, monotonic() + grace)
+        if restored:
+            logger.warning(
+                "Restored %d messages that were not acknowledged within %s s", restored, self.visibility_timeout
+            )
+
+
+def _parts(items: list[Any], size: int) -> Iterator[list[Any]]:
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
 
 
 class Poller(stock.MultiChannelPoller):
@@ -140,6 +181,11 @@ class Poller(stock.MultiChannelPoller):
 
     hub: Any = None
     _poll_timer: Any = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: What no channel of this connection has acknowledged in time, as far as it was seen.
+        self.suspects = Suspects()
 
     def _register_BRPOP(self, channel: Any) -> None:  # noqa: N802 - kombu's name
         channel._keep_looking()
@@ -167,6 +213,9 @@ class Poller(stock.MultiChannelPoller):
     def get(self, callback: Any, timeout: float | None = None) -> Any:
         """Wait for one event, without an event loop; wake up for what channels have to do meanwhile."""
         longest = min((channel._pause for channel in self._channels), default=_LOOK_SECONDS)
+        restorer = next((channel for channel in self._channels if channel.active_queues), None)
+        if restorer is not None and restorer.ack_emulation:
+            longest = max(_POLL_SECONDS, min(longest, restorer.qos.next_look - monotonic()))
         return super().get(callback, longest if timeout is None else min(timeout, longest))
 
     def maybe_restore_messages(self) -> None:
@@ -197,11 +246,16 @@ class Channel(stock.Channel):
     deadletter_queue = "celery.undeliverable"
     #: List of what was no message: name of the queue in JSON, reason, and the element as it was, in three lines.
     undecodable_key = "celery.undecodable"
+    #: Number of the last run. Each take of a message gets a greater one, whichever worker it is.
+    run_key = "celery.run"
 
     # What was asked on the waiting connection and not answered: None, "take" or "look".
     _asked: str | None = None
     _asked_at = 0.0
     _asked_queues: list[str]
+    # The name of the take that was asked for, and when by the clock of leases.
+    _asked_take = ""
+    _asked_lease = 0.0
     _idle_since = 0.0
     _woken = False
     _batch = 1
@@ -250,15 +304,21 @@ class Channel(stock.Channel):
     def _take(self) -> Any:
         return self._create_client().register_script(TAKE)
 
+    @functools.cached_property
+    def _renewal(self) -> Any:
+        return self._create_client().register_script(RENEW)
+
     def _lists(self, queues: Iterable[str]) -> list[str]:
         queues = list(queues)
         return [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
 
     def _take_arguments(self, queues: list[str], most: int) -> tuple[list[str], list[Any]]:
-        keys = self._script_keys(self.unacked_key, self.unacked_index_key, self.undecodable_key, *self._lists(queues))
+        keys = self._script_keys(
+            self.unacked_key, self.unacked_index_key, self.undecodable_key, self.run_key, *self._lists(queues)
+        )
         acknowledged = "".join("01"[self.ack_emulation and queue not in self._unacknowledged] for queue in queues)
         rotate = int(type(self._queue_cycle) is round_robin_cycle)
-        return keys, [most, rotate, acknowledged, *map(dumps, queues)]
+        return keys, [most, rotate, acknowledged, INCARNATION.next_take(), *map(dumps, queues)]
 
     def _most(self) -> int:
         """Return how many messages to take: what the prefetch count allows, and slowly more while there is a backlog.
@@ -287,6 +347,7 @@ class Channel(stock.Channel):
     def _send_take(self, connection: Any) -> None:
         keys, args = self._take_arguments(self._asked_queues, self._asked_most)
         keys[0] = self.global_keyprefix + keys[0]
+        self._asked_take, self._asked_lease = args[3], claims.now()
         command = ("EVALSHA", _TAKE_SHA) if self._by_hash else ("EVAL", TAKE)
         self._ask(connection, "take", *command, len(keys), *keys, *args)
         self._by_hash = True
@@ -298,6 +359,8 @@ class Channel(stock.Channel):
 
     def _set_up(self, connection: Any) -> None:
         """Prepare a new connection for waiting."""
+        if INCARNATION.unanswered:
+            self._return_what_was_asked()
         self._by_hash = self._told = False
         reason = "the connection does not use RESP3"
         if str(getattr(connection, "protocol", 2)) == "3":
@@ -315,6 +378,13 @@ class Channel(stock.Channel):
                 self._warned = True
                 logger.warning("Redis cannot tell when messages arrive, so it is asked every 0.1 s: %s", reason)
             self.connection.cycle.poll_fast()
+
+    def _return_what_was_asked(self) -> None:
+        try:
+            with self.conn_or_acquire() as client:
+                self._return_unanswered(client)
+        except ResponseError as error:
+            logger.warning("What was taken while the connection broke comes after the visibility timeout: %s", error)
 
     def _on_change(self, _push: Any) -> None:
         self._woken = True
@@ -339,8 +409,15 @@ class Channel(stock.Channel):
 
     def _on_connection_disconnect(self, connection: Any) -> None:
         if self._in_poll is connection or self._ready_sock is None:
-            self._asked = None
+            self._lose_answer()
         super()._on_connection_disconnect(connection)
+
+    def _lose_answer(self) -> None:
+        """Remember a take that nobody will hear of: its messages go back with the next connection."""
+        asked, self._asked = self._asked, None
+        if asked == "take":
+            # Redis can get round to it after it has got the next connection.
+            INCARNATION.unanswered[self._asked_take] = claims.now() + _GRACE_SECONDS
 
     def _update_queue_cycle(self) -> None:
         super()._update_queue_cycle()
@@ -372,14 +449,14 @@ class Channel(stock.Channel):
             self._send_take(connection)
             raise Empty from None
         except ResponseError as error:
-            if not _is_for_now(error):
-                raise
             if monotonic() - self._refused > _CHECK_SECONDS:
                 self._refused = monotonic()
-                logger.error("Redis hands out no messages for now, and is asked again every few seconds: %s", error)
+                logger.error("Redis hands out no messages for now: %s. %s", error, _remedy(error))
             self._in_poll, self._idle_since = connection, monotonic()
             raise Empty from error
         except self.connection_errors as error:
+            self._asked = asked
+            self._lose_answer()
             connection.disconnect()
             if not waiting:
                 # An idle server closed it; nothing was expected from it.
@@ -394,8 +471,9 @@ class Channel(stock.Channel):
             connection.disconnect()
             trouble = error
         if asked == "take" and reply:
-            self._batch = min(self._batch * 2, _MOST_AT_ONCE) if len(reply) == 3 * self._asked_most else 1
-            self._deliver_taken(reply)
+            run, *taken = reply
+            self._batch = min(self._batch * 2, _MOST_AT_ONCE) if len(taken) == 3 * self._asked_most else 1
+            self._deliver_taken(run, taken)
         if trouble:
             raise trouble
         if reply and asked == "take":
@@ -416,17 +494,18 @@ class Channel(stock.Channel):
         else:
             super()._poll_error(type, **options)
 
-    def _deliver_taken(self, reply: list[Any]) -> None:
-        batch = deque(zip(reply[::3], reply[1::3], reply[2::3], strict=True))
+    def _deliver_taken(self, run: int, taken: list[Any]) -> None:
+        batch = deque(zip(itertools.count(run), taken[::3], taken[1::3], taken[2::3], strict=False))
         queues = self._asked_queues
         try:
             while batch:
-                number, tag, text = batch.popleft()
+                run, number, name, text = batch.popleft()
                 queue = queues[number - 1]
                 self._queue_cycle.rotate(queue)
-                message = self._message(queue, bytes_to_str(tag), text)
+                message = self._message(queue, bytes_to_str(name), text, queue not in self._unacknowledged)
                 if message is None:
                     continue
+                message.run, message.leased = run, self._asked_lease
                 callback = self.connection._callbacks.get(queue)
                 if callback is None:
                     logger.warning("Queue %s has no consumer any more; its message goes back", queue)
@@ -435,27 +514,28 @@ class Channel(stock.Channel):
                     callback(message)
         finally:
             # The callback raised.
-            for _, tag, _ in batch:
-                self._give_back(bytes_to_str(tag))
+            for _, _, name, _ in batch:
+                self._give_back(bytes_to_str(name))
 
-    def _message(self, queue: str, tag: str, text: bytes) -> Any:
+    def _message(self, queue: str, name: str, text: bytes, acknowledged: bool) -> Any:
         """Return the message, or None when the element was none and is set aside."""
         reason = "is no message of Celery: no delivery tag"
-        if tag:
+        acknowledged = acknowledged and self.ack_emulation
+        if name:
             try:
                 # Strictly: kombu's bytes_to_str would replace what is no UTF-8.
                 payload = loads(text.decode())
-                payload["properties"]["delivery_tag"] = tag
+                payload["properties"]["delivery_tag"] = name
                 message = self.Message(payload, channel=self)
                 if not isinstance(message.delivery_info, dict) or not isinstance(message.headers, dict):
                     raise TypeError("headers or delivery_info are no mappings")
             except Exception as error:
                 reason = f"cannot be decoded: {type(error).__name__}: {error}".replace("\n", " ")
                 with self.conn_or_acquire() as client:
-                    self._set_aside(client, tag, queue, reason, text)
+                    self._set_aside(client, queue, reason, text, name if acknowledged else "")
             else:
-                if queue not in self._unacknowledged and self.ack_emulation:
-                    self._taken.add(tag)
+                if acknowledged:
+                    self._taken.add(name)
                 return message
         logger.error(
             "An element of queue %s %s. It is kept in the list %s: %.200r", queue, reason, self.undecodable_key, text
@@ -489,57 +569,141 @@ class Channel(stock.Channel):
             while True:
                 keys, args = self._take_arguments([queue], 1)
                 args[2] = "01"[self.ack_emulation and not no_ack]
+                leased = claims.now()
                 reply = self._take(keys=keys, args=args, client=client)
-                self._renew(client, queue)
+                self._renew_queue(client, queue)
                 if not reply:
                     return None
-                message = self._message(queue, bytes_to_str(reply[1]), reply[2])
+                run, _, name, text = reply
+                message = self._message(queue, bytes_to_str(name), text, not no_ack)
                 if message is not None:
+                    message.run, message.leased = run, leased
                     if not no_ack:
                         self.qos.append(message, message.delivery_tag)
                     return message
 
-    def _renew(self, client: Any, queue: str) -> None:
+    def _renew_queue(self, client: Any, queue: str) -> None:
         # Queues that expire, since kombu 5.7.
         renew = getattr(self, "_maybe_update_queues_expire", None)
         if renew is not None:
             renew(client, queue)
 
+    # -- claims ---------------------------------------------------------------------------------------------------
+
+    def renew(self, names: Sequence[str]) -> list[str]:
+        """Renew claims.
+
+        Args:
+            names: of the claims.
+
+        Returns:
+            The names of those that are lost: another worker may have their messages.
+        """
+        lost: list[str] = []
+        keys = self._script_keys(self.unacked_key, self.unacked_index_key)
+        with self.conn_or_acquire() as client:
+            for some in _parts(list(names), _CLAIMS_AT_ONCE):
+                lost += map(bytes_to_str, self._renewal(keys=keys, args=some, client=client))
+        return lost
+
+    def _find_overdue(self, client: Any) -> Iterator[tuple[str, str]]:
+        """Return names and scores of claims that are overdue and that this connection does not hold."""
+        held = {name for channel in self.connection.channels for name in list(channel.qos._delivered)}
+        for first in range(0, _MOST_OVERDUE, _CLAIMS_AT_ONCE):
+            args = [self.visibility_timeout, first, _CLAIMS_AT_ONCE]
+            found = self._overdue(keys=[self.unacked_index_key], args=args, client=client)
+            for name, score in zip(found[::2], found[1::2], strict=True):
+                if bytes_to_str(name) not in held:
+                    yield bytes_to_str(name), bytes_to_str(score)
+            if len(found) < 2 * _CLAIMS_AT_ONCE:
+                return
+
+    def _return_unanswered(self, client: Any) -> None:
+        """Put back what takes have claimed whose answers were lost with their connections."""
+        for take, until in list(INCARNATION.unanswered.items()):
+            if claims.now() > until:
+                del INCARNATION.unanswered[take]
+            cursor, names = "0", []
+            while True:
+                key = self.global_keyprefix + self.unacked_index_key
+                cursor, found = client.execute_command("ZSCAN", key, cursor, "MATCH", f"*:{take}.*", "COUNT", 1000)
+                names += [bytes_to_str(name) for name, _ in found]
+                if not int(cursor):
+                    break
+            if names:
+                moved = self._put_back(client, [(name, "") for name in names])
+                logger.warning("Put back %d messages that were taken while the connection broke", moved)
+
     # -- putting back ---------------------------------------------------------------------------------------------
 
-    def _give_back(self, tag: str, leftmost: bool = False) -> None:
-        self._taken.discard(tag)
+    def _give_back(self, name: str, leftmost: bool = False) -> None:
+        self._taken.discard(name)
         if self.ack_emulation:
             try:
-                self.qos.restore_by_tag(tag, leftmost=leftmost)
-            except self.connection_errors:
-                logger.warning("Could not give message %s back; its visibility timeout will", tag, exc_info=True)
+                self.qos.restore_by_tag(name, leftmost=leftmost)
+            except (*self.connection_errors, ResponseError):
+                logger.warning("Could not give message %s back; its visibility timeout will", name, exc_info=True)
 
-    def _put_back(self, client: Any, tag: str, entry: bytes | None, latest: Any = "", leftmost: bool = False) -> int:
-        """Move a message from ``unacked`` to where it belongs, unless it was taken after *latest*."""
-        text, lists = "", []
-        if entry:
-            try:
-                payload, exchange, routing_key = loads(bytes_to_str(entry))
-                for flagged in (payload["headers"], payload["properties"].get("delivery_info")):
-                    if isinstance(flagged, dict):
-                        flagged["redelivered"] = True
-                step = self._get_message_priority(payload, reverse=False)
-                lists = [self._q_for_pri(queue, step) for queue in self._lookup(exchange, routing_key)]
-                text = dumps(payload)
-            except self.connection_errors as error:
-                if not isinstance(error, KeyError):
-                    raise
-                lists = []
-            except Exception:
-                lists = []
-            if not lists:
-                logger.error("Message %s cannot be restored. It is kept in the list %s", tag, self.undecodable_key)
-                self._set_aside(client, tag, "", "cannot be restored from unacked", entry)
-                return 0
+    def _put_back(self, client: Any, found: Iterable[tuple[str, Any]], leftmost: bool = False) -> int:
+        """Move messages from ``unacked`` to where they belong, unless their claims are lost or were renewed.
+
+        Args:
+            client: of Redis.
+            found: names of claims, and the scores that they must have; an empty one: whatever it is.
+            leftmost: to be taken last instead of next.
+
+        Returns:
+            how many were moved.
+        """
+        found = list(found)
+        with client.pipeline(transaction=False) as pipe:
+            for name, _ in found:
+                pipe.hget(self.unacked_key, name)
+            entries = pipe.execute()
+        return sum(
+            self._move_claims(
+                client,
+                [
+                    (name, score, *self._destination(name, entry))
+                    for (name, score), entry in zip(found, entries, strict=True)
+                ],
+                "LPUSH" if leftmost else "RPUSH",
+            )
+        )
+
+    def _destination(self, name: str, entry: bytes | None) -> tuple[str | bytes, list[str]]:
+        """Return the text of a message that goes back, and its lists."""
+        if not entry:
+            return "", []
+        try:
+            payload, exchange, routing_key = loads(bytes_to_str(entry))
+            for flagged in (payload["headers"], payload["properties"].get("delivery_info")):
+                if isinstance(flagged, dict):
+                    flagged["redelivered"] = True
+            step = self._get_message_priority(payload, reverse=False)
+            lists = [self._q_for_pri(queue, step) for queue in self._lookup(exchange, routing_key)]
+            if lists:
+                return dumps(payload), lists
+        except Exception as error:
+            # A KeyError counts as a lost connection with kombu 5.7.
+            if isinstance(error, self.connection_errors) and not isinstance(error, KeyError):
+                raise
+        logger.error("Message %s cannot be restored. It is kept in the list %s", name, self.undecodable_key)
+        return self._undecodable("", "cannot be restored from unacked", entry), [self.undecodable_key]
+
+    def _move_claims(self, client: Any, moves: list[tuple[str, Any, str | bytes, list[str]]], side: str) -> list[int]:
+        lists = list(dict.fromkeys(key for *_, keys in moves for key in keys))
+        args: list[Any] = [side]
+        for name, score, text, keys in moves:
+            args += [name, score, text, " ".join(str(lists.index(key) + 1) for key in keys)]
         keys = self._script_keys(self.unacked_key, self.unacked_index_key, *lists)
-        args = [tag, latest, text, "LPUSH" if leftmost else "RPUSH"]
-        return int(self._move(keys=keys, args=args, client=client))
+        moved = self._move(keys=keys, args=args, client=client)
+        refused = [answer for answer in moved if not isinstance(answer, int)]
+        if refused:
+            logger.error(
+                "%d messages cannot go back to their queues and are kept: %s", len(refused), refused[0].decode()
+            )
+        return [answer for answer in moved if isinstance(answer, int)]
 
     def _restore(self, message: Any, leftmost: bool = False) -> None:
         if self.ack_emulation:
@@ -549,11 +713,15 @@ class Channel(stock.Channel):
 
     # -- what is no message ---------------------------------------------------------------------------------------
 
-    def _set_aside(self, client: Any, tag: str, queue: str, reason: str, text: bytes) -> None:
-        element = f"{dumps(queue)}\n{reason}\n".encode() + text
-        keys = self._script_keys(self.unacked_key, self.unacked_index_key, self.undecodable_key)
-        if not self._move(keys=keys, args=[tag, "", element, "LPUSH"], client=client):
-            # It was taken without acknowledgement.
+    def _undecodable(self, queue: str, reason: str, text: bytes) -> bytes:
+        return f"{dumps(queue)}\n{reason}\n".encode() + text
+
+    def _set_aside(self, client: Any, queue: str, reason: str, text: bytes, name: str) -> None:
+        """Keep an element that is not a message; *name* is that of its claim, if it has one."""
+        element = self._undecodable(queue, reason, text)
+        if name:
+            self._move_claims(client, [(name, "", element, [self.undecodable_key])], "LPUSH")
+        else:
             client.lpush(self.undecodable_key, element)
 
     def _offer_undecodable(self) -> None:
@@ -632,9 +800,12 @@ class Channel(stock.Channel):
         # kombu would wait for an answer.
         self._in_poll = self._asked = None
         if not self.closed and waiting and asked == "take":
-            with suppress(*self.connection_errors, ResponseError):
-                for tag in waiting.read_response()[1::3]:
-                    self._give_back(bytes_to_str(tag))
+            try:
+                for name in waiting.read_response()[2::3]:
+                    self._give_back(bytes_to_str(name))
+            except (*self.connection_errors, ResponseError):
+                self._asked = asked
+                self._lose_answer()
         super().close()
 
 
@@ -669,11 +840,8 @@ class Transport(stock.Transport):
         super().register_with_event_loop(connection, loop)
         cycle = self.cycle
         cycle.hub = loop
-        # kombu's own timer is slower in its versions before 5.7.
-        interval = connection.client.transport_options.get(
-            "unacked_restore_interval", self.Channel.unacked_restore_interval
-        )
-        loop.call_repeatedly(max(1, min(interval, _LOOK_SECONDS)), cycle.maybe_restore_messages)
+        # kombu's own timer is slower, and a look that was cut short goes on soon.
+        loop.call_repeatedly(1, cycle.maybe_restore_messages)
 
 
 class SentinelTransport(Transport):

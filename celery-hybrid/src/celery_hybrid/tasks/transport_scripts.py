@@ -1,77 +1,118 @@
 """What the transport does inside Redis, where nothing can come between two steps.
 
-A script runs alone, and its first write takes it past ``maxmemory``
-(https://redis.io/docs/latest/develop/programmability/eval-intro/): a full server still hands out messages, and none
-is lost half way. Times are the server's, so that the clocks of the workers do not count.
+A script runs alone, and its first write decides whether it may go on past ``maxmemory``
+(https://redis.io/docs/latest/develop/programmability/eval-intro/), so that one is always a command that frees memory,
+if need be one without effect: a full server still hands out messages, renews claims and takes messages back. For the
+same reason the scripts have no shebang line: with one, Redis refuses them before they start. Times are the server's,
+so that the clocks of the workers do not count.
 
-What is kept in ``unacked`` is what kombu's own restore reads: ``[message, exchange, routing key]``. The exchange is the
-empty one and the routing key is the queue, so that any consumer, of stock kombu too, puts a message back to the very
-queue it came from, without a binding table.
+No failure of a command in the middle loses a message, be it a key of the wrong type or a missing right: what can fail
+is called with ``pcall`` and undone, and where a message moves, it is written before it is removed.
+
+A **claim** is the field of ``unacked`` and the member of its index that a take writes. Its name belongs to that take
+alone: ``<delivery tag>:<incarnation>.<take>.<place>`` (:mod:`celery_hybrid.tasks.claims`). So whoever renews,
+acknowledges or puts back by name acts on a claim of their own or on none, and never on that of the worker that has got
+the message since. What is kept there is what kombu's own restore reads: ``[message, exchange, routing key]``. The
+exchange is the empty one and the routing key is the queue, so that any consumer, of stock kombu too, puts a message
+back to the very queue it came from, without a binding table.
 """
 
 from __future__ import annotations
 
 TAKE = """
 -- Moves messages from queues to unacked.
--- KEYS: unacked, its index, the list for what is no message, then the lists of all queues for each priority.
+-- KEYS: unacked, its index, the list for what is not a message, the number of the last run, then the lists of all
+--       queues for each priority.
 -- ARGV: how many at most; 1 when a queue goes last after it gave; a 1 for each queue that is acknowledged, else 0;
---       the name of each queue in JSON.
--- Returns number of the queue, delivery tag and text, one after the other; no tag: it was no message.
+--       the claim; the name of each queue in JSON.
+-- Returns the number of the first run (the next one's is greater by one, and so on), then for each message the number
+-- of its queue, the name of its claim and its text; no name: it is not a message.
 local wanted, rotate, acknowledged = tonumber(ARGV[1]), ARGV[2] == '1', ARGV[3]
-local queues = #ARGV - 3
-local order, now, taken, failed = {}, nil, {}, nil
+local queues = #ARGV - 4
+local order, run, now, taken, failure = {}, nil, nil, {}, nil
 for queue = 1, queues do order[queue] = queue end
+
+local function failed(reply, key)
+    if type(reply) ~= 'table' or not reply.err then return false end
+    failure = failure or {err = reply.err .. " (key '" .. key .. "')"}
+    return true
+end
 
 local function tag_of(text)
     if string.byte(text, 1) ~= 123 or string.byte(text, -1) ~= 125 then return nil end
-    local found, again
-    for tag in string.gmatch(text, '"delivery_tag":%s*"([^"\\\\]+)"') do
-        if found then again = true break end
-        found = tag
-    end
-    if found and not again then return found end
-    -- No tag in plain text, or a header that is called like it.
+    -- kombu writes it last, and what is before it can be large.
+    local pattern = '"delivery_tag":%s*"([^"\\\\]+)"'
+    local tag = string.match(string.sub(text, -1024), '.*' .. pattern)
+    if tag then return tag end
+    local place = string.find(text, '"delivery_tag":', 1, true)
+    tag = place and string.match(text, '^' .. pattern, place)
+    if tag then return tag end
     local ok, message = pcall(cjson.decode, text)
     local properties = ok and type(message) == 'table' and message['properties']
-    local tag = type(properties) == 'table' and properties['delivery_tag']
+    tag = type(properties) == 'table' and properties['delivery_tag']
     if type(tag) == 'string' or type(tag) == 'number' then return tostring(tag) end
     return nil
 end
 
-local function take(queue, text)
-    local name, tag = ARGV[3 + queue], tag_of(text)
-    if not tag then
-        redis.call('LPUSH', KEYS[3], name .. '\\nis no message of Celery: no delivery tag\\n' .. text)
-    elseif string.sub(acknowledged, queue, queue) == '1' then
-        if not now then
-            local time = redis.call('TIME')
-            now = time[1] .. '.' .. string.format('%06d', time[2])
-        end
-        local entry = '[' .. text .. ', "", ' .. name .. ']'
-        -- A message that was sent twice, or to two queues, is two messages.
-        if redis.call('HSETNX', KEYS[1], tag, entry) == 0 then
-            tag = tag .. ':' .. now .. ':' .. #taken
-            redis.call('HSET', KEYS[1], tag, entry)
-        end
-        redis.call('ZADD', KEYS[2], now, tag)
+local function begin()
+    local time = redis.call('TIME')
+    now = time[1] .. '.' .. string.format('%06d', time[2])
+    -- Numbers of runs only grow, whatever the clock does, and also when Redis has lost the last one.
+    run = time[1] * 1000000 + time[2]
+    local last = redis.pcall('SET', KEYS[4], string.format('%.0f', run + wanted - 1), 'GET')
+    last = type(last) == 'string' and tonumber(last)
+    if last and last >= run and last < 2^52 then
+        run = last + 1
+        redis.pcall('SET', KEYS[4], string.format('%.0f', run + wanted - 1))
     end
-    taken[#taken + 1] = queue
-    taken[#taken + 1] = tag or ''
-    taken[#taken + 1] = text
-    wanted = wanted - 1
 end
 
-for first = 3, #KEYS - queues, queues do
+local function claim(queue, tag, text)
+    local name = tag .. ':' .. ARGV[4] .. '.' .. (#taken / 3)
+    if string.sub(acknowledged, queue, queue) ~= '1' then return name end
+    if failed(redis.pcall('ZADD', KEYS[2], now, name), KEYS[2]) then return nil end
+    if failed(redis.pcall('HSET', KEYS[1], name, '[' .. text .. ', "", ' .. ARGV[4 + queue] .. ']'), KEYS[1]) then
+        redis.pcall('ZREM', KEYS[2], name)
+        return nil
+    end
+    return name
+end
+
+local function take(queue, text)
+    if not run then begin() end
+    local tag, name = tag_of(text), nil
+    if tag then
+        name = claim(queue, tag, text)
+    else
+        local element = ARGV[4 + queue] .. '\\nis no message of Celery: no delivery tag\\n' .. text
+        name = not failed(redis.pcall('LPUSH', KEYS[3], element), KEYS[3]) and ''
+    end
+    if not name then return false end
+    taken[#taken + 1] = queue
+    taken[#taken + 1] = name
+    taken[#taken + 1] = text
+    wanted = wanted - 1
+    return true
+end
+
+local function pop(list, queue)
+    local text = redis.pcall('RPOP', list)
+    -- A list that fails does not keep back the others.
+    if failed(text, list) or not text then return false end
+    if take(queue, text) then return true end
+    if failed(redis.pcall('RPUSH', list, text), list) then redis.pcall('LPUSH', list, text) end
+    wanted = 0
+    return false
+end
+
+for first = 4, #KEYS - queues, queues do
     local empty, more = {}, true
-    while more and wanted > 0 and not failed do
+    while more and wanted > 0 do
         more = false
         for place = 1, queues do
             local queue = order[place]
-            if not empty[queue] then
-                local text = redis.pcall('RPOP', KEYS[first + queue])
-                if type(text) == 'table' then failed = text break end
-                if text then
-                    take(queue, text)
+            if wanted > 0 and not empty[queue] then
+                if pop(KEYS[first + queue], queue) then
                     if rotate then table.insert(order, table.remove(order, place)) end
                     more = true
                     break
@@ -82,35 +123,93 @@ for first = 3, #KEYS - queues, queues do
     end
 end
 if #taken == 0 then
-    if failed then return failed end
+    if failure then return failure end
     -- A connection that tracks its keys hears of these when they change, because they were read here.
-    redis.call('EXISTS', unpack(KEYS, 4))
+    redis.call('EXISTS', unpack(KEYS, 5))
+    return taken
 end
-return taken
+return {run, unpack(taken)}
+"""
+
+RENEW = """
+-- Makes claims as young as new ones.
+-- KEYS: unacked, its index.  ARGV: names of claims, 1000 at most.  Returns the names of those that are lost.
+redis.call('ZREM', KEYS[2], '')
+local time = redis.call('TIME')
+local now = time[1] .. '.' .. string.format('%06d', time[2])
+local claims, lost = {}, {}
+for _, name in ipairs(ARGV) do
+    claims[#claims + 1] = now
+    claims[#claims + 1] = name
+end
+if redis.call('ZADD', KEYS[2], 'XX', 'CH', unpack(claims)) == #ARGV then return lost end
+for place, score in ipairs(redis.call('ZMSCORE', KEYS[2], unpack(ARGV))) do
+    if not score then
+        local name = ARGV[place]
+        if redis.call('HEXISTS', KEYS[1], name) == 1 then
+            redis.call('ZADD', KEYS[2], now, name)
+        else
+            lost[#lost + 1] = name
+        end
+    end
+end
+return lost
 """
 
 OVERDUE = """
--- Returns the latest time that is overdue, then tag and entry of each message that was taken before it.
--- KEYS: unacked, its index.  ARGV: visibility timeout in seconds, how many.
+-- Returns name and score of claims that are older than the visibility timeout, the oldest first.
+-- KEYS: the index of unacked.  ARGV: visibility timeout in seconds, how many to leave out, how many at most.
 local time = redis.call('TIME')
 local latest = string.format('%d.%06d', time[1] - ARGV[1], time[2])
-local found = {latest}
-for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', latest, 'LIMIT', 0, ARGV[2])) do
-    found[#found + 1] = tag
-    found[#found + 1] = redis.call('HGET', KEYS[1], tag) or ''
-end
-return found
+return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', latest, 'WITHSCORES', 'LIMIT', ARGV[2], ARGV[3])
 """
 
 MOVE = """
--- Moves a message from unacked to lists. Returns 0 when it is not there, or was taken again meanwhile.
--- KEYS: unacked, its index, the lists.  ARGV: tag, latest time it was taken, text, LPUSH or RPUSH.
-if ARGV[2] ~= '' then
-    local taken = redis.call('ZSCORE', KEYS[2], ARGV[1])
-    if taken and tonumber(taken) > tonumber(ARGV[2]) then return 0 end
+-- Moves messages from unacked to lists.
+-- KEYS: unacked, its index, the lists.
+-- ARGV: LPUSH or RPUSH; then for each message the name of its claim, the score that it must have or nothing, the text,
+--       and the numbers of its lists.
+-- Returns for each 1 when it was moved, 0 when the claim is lost or was renewed, else the error.
+redis.call('ZREM', KEYS[2], '')
+
+local function err(reply)
+    return type(reply) == 'table' and reply.err
 end
-redis.call('ZREM', KEYS[2], ARGV[1])
-if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
-for list = 3, #KEYS do redis.call(ARGV[4], KEYS[list], ARGV[3]) end
-return 1
+
+local function undo(lists, count, text)
+    for place = 1, count do redis.pcall('LREM', KEYS[2 + lists[place]], ARGV[1] == 'LPUSH' and 1 or -1, text) end
+end
+
+local function move(name, expected, text, lists)
+    if expected ~= '' then
+        local score = redis.call('ZSCORE', KEYS[2], name)
+        if score and tonumber(score) ~= tonumber(expected) then return 0 end
+    end
+    if redis.call('HEXISTS', KEYS[1], name) == 0 then
+        redis.call('ZREM', KEYS[2], name)
+        return 0
+    end
+    for place, list in ipairs(lists) do
+        local failure = err(redis.pcall(ARGV[1], KEYS[2 + list], text))
+        if failure then
+            undo(lists, place - 1, text)
+            return failure .. " (key '" .. KEYS[2 + list] .. "')"
+        end
+    end
+    local failure = err(redis.pcall('HDEL', KEYS[1], name))
+    if failure then
+        undo(lists, #lists, text)
+        return failure .. " (key '" .. KEYS[1] .. "')"
+    end
+    redis.pcall('ZREM', KEYS[2], name)
+    return 1
+end
+
+local moved = {}
+for first = 2, #ARGV, 4 do
+    local lists = {}
+    for list in string.gmatch(ARGV[first + 3], '%d+') do lists[#lists + 1] = tonumber(list) end
+    moved[#moved + 1] = move(ARGV[first], ARGV[first + 1], ARGV[first + 2], lists)
+end
+return moved
 """
