@@ -66,7 +66,7 @@ from celery_hybrid.errors import OptionError, ResultStoreError
 from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.publisher import Publisher
 from celery_hybrid.rabbitmq.records import CHORD_KINDS, DEAD_LETTER, FORGET, GROUP, RESULT, Record, outcome
-from celery_hybrid.results.archive import Archive
+from celery_hybrid.results.archive import Archive, Ends
 from celery_hybrid.results.backend import AMQPBackend
 from celery_hybrid.results.chords import Chord, ChordKeeper
 from celery_hybrid.results.content import Meta
@@ -105,7 +105,7 @@ class Memory:
             self.dead_letters.clear()
         for mailbox in mailboxes:
             for _, record_id in known:
-                mailbox.take(record_id)
+                mailbox.forget(record_id)
         for backend in list(self.backends):
             backend._cache.clear()
 
@@ -255,7 +255,8 @@ class MemoryArchive(Archive):
         task_ids: Collection[str],
         max_age: float | None = None,  # noqa: ARG002 - always new
         timeout: float | None = None,  # noqa: ARG002 - always at once
-        since: float | None = None,  # noqa: ARG002 - always all
+        since: Ends | None = None,  # noqa: ARG002 - always all
+        pause: Callable[[], bool] | None = None,  # noqa: ARG002 - always at once
     ) -> dict[str, Record]:
         """Return the records that hold for those tasks that have one."""
         found = self._memory.outcomes([(RESULT, task_id) for task_id in task_ids], self._expires)
@@ -309,6 +310,7 @@ class MemoryStore(Store):
         super()._assemble(reply_to)
         self.chords = chords = MemoryChords(self.memory, self._app)
         self.publisher = MemoryPublisher(self.memory, chords)
+        self.journal = None
         self.archive = MemoryArchive(self.memory, self._expires)
         self.replies = MemoryReplies(self.memory, reply_to, self.mailbox)
 

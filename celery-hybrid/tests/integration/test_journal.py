@@ -59,10 +59,32 @@ def test_lost_without_and_found_with_the_journal(make_app, lose_tail):
     assert [reader.AsyncResult(each).state for each in (first, second)] == [states.PENDING] * 2
     # As a worker does when it starts.
     keeper.conf.result_backend = os.environ["CELERY_HYBRID_TEST_WORKER"]
-    assert keeper.backend.store.chords.start()
+    assert keeper.backend.store.journal.start()
     end = time.monotonic() + 30
     while reader.AsyncResult(first).state == states.PENDING:
         assert time.monotonic() < end
         time.sleep(0.2)
     assert reader.AsyncResult(first).result == "kept"
     assert reader.AsyncResult(second).state == states.PENDING
+
+
+def test_replay_changes_nothing_that_was_stored_or_forgotten_meanwhile(make_app, shell):
+    """RabbitMQ starts again and has lost nothing; the journal has what was there before."""
+    app, keeper, reader = make_app(), make_app(), make_app()
+    for each in (app, keeper):
+        options = each.conf.result_backend_transport_options
+        each.conf.result_backend_transport_options = {**options, "survive_power_loss": True}
+    keeper.conf.result_backend = os.environ["CELERY_HYBRID_TEST_WORKER"]
+    failed, forgotten, kept = (str(uuid.uuid4()) for _ in range(3))
+    app.backend.store_result(failed, None, states.STARTED)
+    for task_id in (forgotten, kept):
+        app.backend.store_result(task_id, 1, states.SUCCESS)
+    shell.restart()
+    app.backend.store_result(failed, ValueError("x"), states.FAILURE)
+    app.backend.forget(forgotten)
+    journal = keeper.backend.store.journal
+    journal.start()
+    assert journal.replayed.wait(60)
+    for each in (reader, make_app()):
+        found = [each.AsyncResult(task_id).state for task_id in (failed, forgotten, kept)]
+        assert found == [states.FAILURE, states.PENDING, states.SUCCESS]

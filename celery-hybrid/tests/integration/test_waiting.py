@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import time
 import uuid
 
 import pytest
@@ -12,48 +11,62 @@ from celery import chain, chord, states
 from celery.exceptions import ChordError
 
 from celery_hybrid.names import partition_of
-from celery_hybrid.results import archive as archive_module
 from celery_hybrid.results import waiting as waiting_module
+from celery_hybrid.results.archive import ends_of
 
 pytestmark = pytest.mark.integration
 
 
-def test_a_look_begins_when_the_task_was_sent(make_app, monkeypatch):
-    monkeypatch.setattr(archive_module, "_CLOCK_MARGIN", 0.0)
+def in_partition(number, partitions):
+    return next(name for _ in range(10_000) if partition_of(name := str(uuid.uuid4()), partitions) == number)
+
+
+def ends(app):
+    connection = app.backend.store.replies._servers.connect("test")
+    try:
+        return ends_of(connection, app.backend.options.partitions, patience=2.0)
+    finally:
+        connection.close()
+
+
+def test_a_look_begins_where_the_archive_ended_when_the_task_was_sent(make_app):
     writer, reader = make_app(), make_app()
-    partitions = writer.conf.result_backend_transport_options["partitions"]
-    old = [str(uuid.uuid4()) for _ in range(300)]
+    partitions = writer.backend.options.partitions
+    old = [in_partition(3 % partitions, partitions) for _ in range(100)]
     for each in old:
         writer.backend.store_result(each, 1, states.SUCCESS)
-    time.sleep(1.5)
-    sent = time.time()
-    number = partition_of(old[0], partitions)
-    new = next(name for _ in range(10_000) if partition_of(name := str(uuid.uuid4()), partitions) == number)
+    sent = ends(writer)
+    number = 3 % partitions
+    new = in_partition(number, partitions)
     writer.backend.store_result(new, 2, states.SUCCESS)
     archive = reader.backend.store.archive
     assert archive.results([new], since=sent)[new].status == states.SUCCESS
     partition = archive._partitions[number]
-    assert partition.since == sent
-    # Whoever asks for an old one by id gets it all the same, and what is new as well.
+    assert (partition.complete, partition.begin) == (False, sent.places[number][0])
+    # An old one is found by its id all the same, and what is new as well.
     assert archive.results([old[0], new]).keys() == {old[0], new}
-    assert partition.since is None
-    # And what goes back far enough already is not read anew.
+    assert partition.complete
+    # What goes back far enough already is not read again.
     offset = partition.next_offset
     assert archive.results([new], since=sent).keys() == {new}
-    assert (partition.since, partition.next_offset) == (None, offset)
+    assert (partition.complete, partition.next_offset) == (True, offset)
 
 
-def test_a_partition_in_which_nothing_is_new_is_not_read(make_app, monkeypatch):
-    monkeypatch.setattr(archive_module, "_CLOCK_MARGIN", 0.0)
+def test_an_end_that_is_not_true_any_more_is_not_believed(make_app):
+    """The stream was cut by a power failure, or deleted and declared again."""
     writer, reader = make_app(), make_app()
-    old = str(uuid.uuid4())
-    writer.backend.store_result(old, 1, states.SUCCESS)
-    time.sleep(2.5)
-    archive = reader.backend.store.archive
-    begun = time.monotonic()
-    assert archive.results([old], since=time.time()) == {} or len(archive.results([old])) == 1
-    assert time.monotonic() - begun < 2
-    assert archive.result(old) is not None
+    partitions = writer.backend.options.partitions
+    ids = [in_partition(2 % partitions, partitions) for _ in range(20)]
+    for each in ids:
+        writer.backend.store_result(each, 1, states.SUCCESS)
+    sent = ends(writer)
+    offset, fingerprint = sent.places[2 % partitions]
+    wrong = dataclasses.replace(sent, places={2 % partitions: (offset, fingerprint + 1)})
+    beyond = dataclasses.replace(sent, places={2 % partitions: (offset + 1000, fingerprint)})
+    for each in (wrong, beyond):
+        archive = make_app().backend.store.archive
+        assert archive.results(ids, since=each).keys() == set(ids)
+    assert reader.backend.store.archive.results(ids[:1], since=sent) == {}
 
 
 def test_results_that_are_pushed_put_the_look_off(worker, task, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import tracemalloc
 
@@ -25,7 +26,7 @@ def result(number, status="SUCCESS", offset=0, size=100):
 def places_of(records, begin):
     places = Places(begin, len(records))
     for offset, record in enumerate(records, begin):
-        places.put(offset, place(record.kind, record.subject, record.status, record.id), record.timestamp)
+        places.put(offset, place(record.kind, record.subject, record.status, record.id))
     return places
 
 
@@ -46,18 +47,19 @@ def test_partitions_are_apart():
 
 def test_a_record_is_found_at_its_offset():
     index = filled(*(result(number) for number in range(500)), begin=700)
-    assert index.find(key(123), 0) == At(823)
-    index.keep(0, kept := result(123, offset=823))
+    assert index.find(key(123), 0) == At((823,))
+    kept = result(123, offset=823)
+    assert index.find(key(123), 0, {823: kept}) == Known(kept)
     assert index.find(key(123), 0) == Known(kept)
 
 
 def test_a_task_and_a_group_may_have_the_same_id():
     index = filled(Record("x", GROUP, subject=GROUP), Record("x", RESULT, status="SUCCESS"))
-    assert index.find((GROUP, "x"), 0) == At(0)
-    assert index.find((RESULT, "x"), 0) == At(1)
+    assert index.find((GROUP, "x"), 0) == At((0,))
+    assert index.find((RESULT, "x"), 0) == At((1,))
     index.extend(0, places_of([Record.tombstone("x", GROUP)], 2))
-    assert index.find((GROUP, "x"), 0) == At(2)
-    assert index.find((RESULT, "x"), 0) == At(1)
+    assert index.find((GROUP, "x"), 0) == At((0, 2))
+    assert index.find((RESULT, "x"), 0) == At((1,))
 
 
 def test_what_is_no_record_is_not_found():
@@ -65,7 +67,7 @@ def test_what_is_no_record_is_not_found():
 
 
 def history(random_, count):
-    """Return records of few ids, in all states."""
+    """Return records of few ids, in all states, of several runs."""
     made = []
     for offset in range(count):
         number = random_.randrange(4)
@@ -73,8 +75,9 @@ def history(random_, count):
         if choice == 0:
             made.append(Record(f"id-{number}", FORGET, subject=RESULT, timestamp=1000, offset=offset))
         else:
-            status = "SUCCESS" if choice < 4 else random_.choice(["STARTED", "FAILURE", "PROGRESS"])
-            made.append(result(number, status, offset))
+            status = "SUCCESS" if choice < 3 else random_.choice(["STARTED", "FAILURE", "PROGRESS"])
+            run = random_.choice([0, 1, 2, 3])
+            made.append(dataclasses.replace(result(number, status, offset), run=run, retries=min(run, 1) - 1))
     return made
 
 
@@ -86,9 +89,21 @@ def folded(records, wanted):
     return held
 
 
-@pytest.mark.parametrize("seed", range(20))
+def place_of(record):
+    return None if record is None else (record.offset, record.kind, record.status if record.kind == RESULT else "")
+
+
+def looked_up(index, wanted, records):
+    """Return what holds for a key, reading the records that the index names."""
+    found = index.find(wanted, 0)
+    if isinstance(found, At):
+        found = index.find(wanted, 0, {offset: records[offset] for offset in found.offsets})
+    return place_of(found.record)
+
+
+@pytest.mark.parametrize("seed", range(30))
 def test_outcomes_are_those_of_the_records(seed):
-    """Read in pieces, with and without whole records, and after a fold somewhere."""
+    """Read in pieces, with and without kept outcomes."""
     random_ = random.Random(seed)  # noqa: S311 - the same each time
     records = history(random_, 60)
     index = Index(LIMIT, 1)
@@ -97,37 +112,44 @@ def test_outcomes_are_those_of_the_records(seed):
         piece = records[done : done + random_.randint(1, 9)]
         index.extend(0, places_of(piece, done))
         done += len(piece)
-        for number in range(4):
+        for number in random_.sample(range(4), 2):
             expected = folded(records[:done], key(number))
-            found = index.find(key(number), 0)
-            if isinstance(found, At):
-                found = Known(records[found.offset])
-                if random_.random() < 0.5:
-                    index.keep(0, found.record)
-            assert found == Known(expected)
-            if random_.random() < 0.1:
-                index.fold(key(number), expected, done, 0)
+            assert looked_up(index, key(number), records) == place_of(expected)
+            if random_.random() < 0.2:
+                index._drop(key(number))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_outcomes_after_the_oldest_have_expired(seed):
+    random_ = random.Random(seed)  # noqa: S311 - the same each time
+    records = history(random_, 60)
+    index = Index(LIMIT, 1)
+    index.extend(0, places_of(records, 0))
+    horizon = 0
+    while horizon < len(records):
+        for number in range(4):
+            assert looked_up(index, key(number), records) == place_of(folded(records[horizon:], key(number)))
+        horizon += random_.randint(1, 15)
+        index.expire(0, horizon)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_outcomes_after_the_oldest_were_forgotten(seed):
-    """Either right, or not known; and right for ever after all was read again."""
+    """Either right, or not known; and right from then on when all was read again."""
     random_ = random.Random(seed)  # noqa: S311 - the same each time
-    records = history(random_, 60)
+    records = [each for each in history(random_, 60) if each.kind != FORGET]
+    records = [dataclasses.replace(each, offset=offset) for offset, each in enumerate(records)]
     index = Index(LIMIT, 1)
     index.extend(0, places_of(records[:30], 0))
     index._ledgers[0].cut(random_.randint(1, 29))
     index._ledgers[0].truncated = True
     for number in range(4):
         if index.find(key(number), 0) is None:
-            index.fold(key(number), folded(records[:30], key(number)), 30, 0)
-    for end in range(31, 60):
+            index.fold(key(number), folded(records[:30], key(number)), 0, 30, 0)
+    for end in range(31, len(records)):
         index.extend(0, places_of(records[end - 1 : end], end - 1))
         for number in range(4):
-            found = index.find(key(number), 0)
-            assert found is not None
-            record = records[found.offset] if isinstance(found, At) else found.record
-            assert record == folded(records[:end], key(number))
+            assert looked_up(index, key(number), records) == place_of(folded(records[:end], key(number)))
 
 
 def test_what_was_forgotten_is_not_taken_for_absent():
@@ -141,19 +163,21 @@ def test_what_was_forgotten_is_not_taken_for_absent():
     assert index.find(key("new"), 1) == Known(None)
     # A tombstone hides whatever was forgotten.
     index.extend(0, places_of([Record.tombstone("id-0", RESULT)], 20_000))
-    assert index.find(key(0), 0) == At(20_000)
+    assert index.find(key(0), 0) == At((20_000,))
+    # It may also hide what comes behind it, of a run that was forgotten.
     index.extend(0, places_of([result(0)], 20_001))
-    assert index.find(key(0), 0) == At(20_001)
+    assert index.find(key(0), 0) is None
 
 
 def test_a_collision_is_not_taken_for_the_record(monkeypatch):
     monkeypatch.setattr(module, "hash", lambda _: 0x1234567800, raising=False)
-    index = filled(result(1), result(2))
-    assert index.find(key(1), 0) == At(0)
-    index.keep(0, result(1, offset=0))
-    assert index.find(key(2), 0) is None
-    index.fold(key(2), second := result(2, offset=1), 2, 0)
-    assert index.find(key(2), 0) == Known(second)
+    index = filled(result(1), result(2), limit=LIMIT)
+    assert index.find(key(2), 0) == At((0,))
+    read = {0: result(1, offset=0)}
+    assert index.find(key(2), 0, read) == At((1,))
+    read[1] = result(2, offset=1)
+    assert index.find(key(2), 0, read) == Known(read[1])
+    assert index.find(key(3), 0, read) == Known(None)
 
 
 def test_hashes_are_found_at_whole_places_only(monkeypatch):
@@ -161,8 +185,8 @@ def test_hashes_are_found_at_whole_places_only(monkeypatch):
     monkeypatch.setattr(module, "hash", lambda key: key, raising=False)
     ledger = Ledger()
     places = Places(0, 2)
-    places.put(0, 0x2222222222222201, 0)
-    places.put(1, 0x2222222222222222, 0)
+    places.put(0, 0x2222222222222201)
+    places.put(1, 0x2222222222222222)
     ledger.extend(places)
     assert list(ledger.of(0x2222222222222200, 0)) == [(1, 0), (0x22, 1)]
 
@@ -171,37 +195,44 @@ def test_expired_records_are_forgotten_without_doubt():
     index = Index(LIMIT, 1)
     for begin in range(0, 6000, 1000):
         index.extend(0, places_of([result(number) for number in range(begin, begin + 1000)], begin))
-    places = places_of([result("late")], 6000)
-    places.newest = 5000
-    index.extend(0, places)
+    index.extend(0, places_of([result("late")], 6000))
+    index.fold(key(3), result(3, offset=3), 3, 6001, 0)
     before = index.size
-    index.expire(0, 2000)
+    index.expire(0, 6000)
     assert index.size < before / 2
-    assert index.find(key(1), 0) == Known(None)
-    assert index.find(key("late"), 0) == At(6000)
+    assert index.find(key(1), 0) == index.find(key(3), 0) == Known(None)
+    assert index.find(key("late"), 0) == At((6000,))
 
 
-def test_a_new_stream_begins_anew():
+def test_an_expired_success_does_not_hide_what_came_after_it():
+    records = [result(1, offset=0), result(1, "FAILURE", offset=1)]
+    index = filled(*records)
+    assert looked_up(index, key(1), records) == place_of(records[0])
+    index.expire(0, 1)
+    assert looked_up(index, key(1), records) == place_of(records[1])
+
+
+def test_a_new_stream_begins_empty():
     index = filled(result(1), begin=50)
-    index.keep(0, result(1, offset=50))
-    index.fold(key(7), result(7), 51, 0)
+    index.fold(key(7), result(7), 50, 51, 0)
     index.extend(1, places_of([result(1)], 50))
-    index.keep(1, result(1, offset=50))
+    index.find(key(1), 1, {50: result(1, offset=50)})
     index.restart(0)
     assert index.find(key(1), 0) == index.find(key(7), 0) == Known(None)
     assert isinstance(index.find(key(1), 1), Known)
     assert len(index) == 1
     index.extend(0, places_of([result(1)], 0))
-    assert index.find(key(1), 0) == At(0)
+    assert index.find(key(1), 0) == At((0,))
 
 
 def test_least_recently_used_goes_first():
-    index = filled(*(result(number) for number in range(200)))
+    records = [result(number, offset=number) for number in range(200)]
+    index = filled(*records)
     for number in range(200):
-        index.keep(0, result(number, offset=number))
+        index.find(key(number), 0, {number: records[number]})
         index.find(key(0), 0)
     assert isinstance(index.find(key(0), 0), Known)
-    assert index.find(key(1), 0) == At(1)
+    assert index.find(key(1), 0) == At((1,))
 
 
 def test_gaps_are_refused():
@@ -219,7 +250,8 @@ def test_memory_is_what_it_says_and_bounded(size):
         for begin in range(0, 600_000, 1000):
             index.extend(begin // 1000 % 4, Places(begin // 4000 * 1000, 1000))
             for offset in range(begin, begin + 20):
-                index.keep(0, Record(f"{offset:036}", RESULT, status="SUCCESS"[:7], body=bytes(size), offset=offset))
+                record = Record(f"{offset:036}", RESULT, status="SUCCESS"[:7], body=bytes(size), offset=offset)
+                index.fold(record.key, record, offset, offset + 1, 0)
             assert index.size <= limit
         taken = tracemalloc.get_traced_memory()[0] - before
     finally:

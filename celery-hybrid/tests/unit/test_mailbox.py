@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 
 from celery_hybrid.rabbitmq.records import RESULT, Record
+from celery_hybrid.results.archive import Ends
 from celery_hybrid.results.replies import SENT_LIMIT, Mailbox
 
 
@@ -39,6 +40,10 @@ def test_early_results_are_kept_until_they_are_taken():
     mailbox.deliver(result("a", "STARTED"))
     assert mailbox.take("a").status == "SUCCESS"
     assert mailbox.take("a") is None
+    # It is remembered for those who ask for the parents of what they wait for.
+    assert mailbox.look("a").status == "SUCCESS"
+    mailbox.forget("a")
+    assert mailbox.look("a") is None
     assert mailbox._size == 0
 
 
@@ -86,3 +91,43 @@ def test_a_million_tasks_do_not_make_it_grow():
     for number in range(3 * SENT_LIMIT):
         mailbox.sent(str(number))
     assert len(mailbox._sent) == SENT_LIMIT
+
+
+def test_the_end_of_an_earlier_run_does_not_end_the_wait_for_the_later_one():
+    mailbox = Mailbox(10_000)
+    mailbox.join(waiter := Waiter("a"))
+
+    def record(status, run):
+        return Record("a", RESULT, status=status, run=run, retries=0)
+
+    for each in (record("RETRY", 1), record("STARTED", 2), record("FAILURE", 1)):
+        mailbox.deliver(each)
+    assert waiter.got == ["a", "a"]
+    mailbox.deliver(record("FAILURE", 2))
+    assert waiter.got == ["a", "a", "a"]
+
+
+def test_an_id_that_is_used_again_is_delivered_again():
+    mailbox = Mailbox(10_000)
+    mailbox.join(waiter := Waiter("a"))
+    for _ in range(2):
+        mailbox.sent("a")
+        assert mailbox.expects("a")
+        mailbox.deliver(result("a"))
+    assert waiter.got == ["a", "a"]
+    mailbox.deliver(result("a", "FAILURE"))  # sent by another process, with the same address
+    assert waiter.got == ["a", "a", "a"]
+    assert mailbox.look("a").status == "FAILURE"
+
+
+def test_tasks_that_follow_are_expected_and_nothing_older_is_read_for_them():
+    mailbox = Mailbox(10_000)
+    mailbox.ends = ends = Ends(0.0, {0: (7, 7)})
+    mailbox.sent("a")
+    mailbox.follow("a", ["b", "c"])
+    mailbox.follow("unknown", ["d"])
+    assert [mailbox.expects(each) for each in "abcd"] == [True, True, True, False]
+    assert [mailbox.ends_before(each) for each in "bd"] == [ends, None]
+    mailbox.unsure()
+    assert not mailbox.expects("b")
+    assert mailbox.ends_before("b") is ends

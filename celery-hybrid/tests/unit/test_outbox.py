@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import stat
 import threading
@@ -220,3 +221,33 @@ def test_a_fork_waits_until_no_thread_is_inside(path: Path) -> None:
     thread.join()
     outbox.add(record("parent"), None)
     assert [waiting.record.id for waiting in outbox.oldest(5)] == ["child", "parent"]
+
+
+def test_a_file_of_the_version_before_is_delivered_and_shared_with_its_workers(path: Path) -> None:
+    before = (
+        'seq INTEGER PRIMARY KEY AUTOINCREMENT, reply_to TEXT, size INTEGER NOT NULL, "id", "kind", "subject", '
+        '"status", "group", "body", "content_type", "content_encoding", "compression", "timestamp"'
+    )
+    add = "INSERT INTO records VALUES (NULL, NULL, 9, ?, 'result', 'result', 'SUCCESS', '', x'', 'a', 'b', '', 7)"
+    path.parent.mkdir()
+    with sqlite3.connect(path) as old:
+        old.executescript(
+            f"CREATE TABLE records ({before}); CREATE TABLE refused ({before.replace(' AUTOINCREMENT', ', reason')});"  # noqa: S608
+            "CREATE TABLE totals (count INTEGER NOT NULL, size INTEGER NOT NULL, dropped INTEGER NOT NULL);"
+            "INSERT INTO totals VALUES (1, 9, 0); PRAGMA user_version=1;"
+        )
+        old.execute(add, ("old",))
+    outbox = Outbox(path, 100, 1 << 20)
+    outbox.add(new := Record("new", RESULT, status="STARTED", run=5, retries=2), None)
+    # An old worker names its columns, and sets its own version when it opens the file.
+    columns = ", ".join(re.findall('"[a-z_]+"', before))
+    with sqlite3.connect(path) as old:
+        old.execute(f"INSERT INTO records (size, {columns}) SELECT size, {columns} FROM records WHERE id = 'old'")  # noqa: S608
+        old.execute("PRAGMA user_version=1")
+    found = [waiting.record for waiting in Outbox(path, 100, 1 << 20).oldest(10)]
+    assert [(record.id, record.run, record.retries) for record in found] == [
+        ("old", 0, -1),
+        ("new", 5, 2),
+        ("old", 0, -1),
+    ]
+    assert found[1] == new

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import datetime
+import functools
+import itertools
+import random
 
 import amqp
 import pytest
 
 from celery_hybrid.names import partition_of
-from celery_hybrid.rabbitmq.records import CHORD_PART, GROUP, RESULT, SEED, Record, outcome
+from celery_hybrid.rabbitmq.records import CHORD_PART, FORGET, GROUP, RESULT, SEED, Record, outcome, superseded
 
 
 def result(status, body=b"{}", **fields):
@@ -24,6 +27,7 @@ def test_partition_is_crc32():
     [
         Record("id", RESULT, status="SUCCESS", body=b"\x00\xff", content_type="a/b", content_encoding="binary"),
         Record("id", RESULT, status="RETRY", body=b"{}", compression="application/x-gzip"),
+        Record("id", RESULT, status="RETRY", body=b"{}", run=1_796_000_000_000_000, retries=3),
         Record("id", GROUP, subject=GROUP, body=b"{}"),
         Record.tombstone("id", RESULT),
         Record.tombstone("id", GROUP),
@@ -74,7 +78,8 @@ TOMBSTONE = Record.tombstone("id", RESULT)
         ([SUCCESS, OTHER], SUCCESS),
         ([SUCCESS, FAILURE], SUCCESS),
         ([FAILURE, SUCCESS], SUCCESS),
-        ([FAILURE, STARTED], STARTED),
+        ([STARTED, FAILURE], FAILURE),
+        ([FAILURE, STARTED], FAILURE),
         ([SUCCESS, TOMBSTONE], TOMBSTONE),
         ([SUCCESS, TOMBSTONE, STARTED], STARTED),
         ([SUCCESS, TOMBSTONE, OTHER], OTHER),
@@ -87,6 +92,89 @@ def test_outcome(records, expected):
             for _ in range(repeated):
                 kept = outcome(kept, record)
         assert kept is expected
+
+
+def of_run(run, status, retries=0, body=b"{}"):
+    return result(status, body, run=run, retries=retries)
+
+
+@pytest.mark.parametrize(
+    ("records", "status", "run"),
+    [
+        # What an older run writes late changes nothing, a SUCCESS excepted.
+        ([of_run(1, "STARTED"), of_run(2, "STARTED"), of_run(1, "RETRY")], "STARTED", 2),
+        ([of_run(2, "FAILURE"), of_run(1, "RETRY")], "FAILURE", 2),
+        ([of_run(2, "STARTED"), of_run(1, "FAILURE")], "STARTED", 2),
+        ([of_run(2, "FAILURE"), of_run(1, "SUCCESS")], "SUCCESS", 1),
+        ([of_run(2, "SUCCESS"), of_run(1, "SUCCESS")], "SUCCESS", 2),
+        # A later run begins again.
+        ([of_run(1, "FAILURE"), of_run(2, "STARTED")], "STARTED", 2),
+        # Within a run the end counts.
+        ([of_run(1, "FAILURE"), of_run(1, "STARTED")], "FAILURE", 1),
+        ([of_run(1, "STARTED"), of_run(1, "PROGRESS")], "PROGRESS", 1),
+        # Without numbers, retries tell the runs apart.
+        ([of_run(0, "FAILURE", 1), of_run(0, "RETRY", 0)], "FAILURE", 0),
+        ([of_run(0, "FAILURE", 0), of_run(0, "STARTED", 1)], "STARTED", 0),
+        # A record that no task has written counts to the latest run before it.
+        ([of_run(1, "STARTED"), result("FAILURE")], "FAILURE", 1),
+        ([of_run(2, "STARTED"), result("FAILURE"), of_run(1, "STARTED")], "FAILURE", 2),
+        ([result("FAILURE"), of_run(1, "STARTED")], "STARTED", 1),
+        # A tombstone also hides what its runs deliver late, or twice.
+        ([of_run(2, "SUCCESS"), TOMBSTONE, of_run(2, "SUCCESS")], None, 2),
+        ([of_run(2, "FAILURE"), TOMBSTONE, of_run(2, "STARTED")], None, 2),
+        ([of_run(2, "FAILURE"), TOMBSTONE, of_run(1, "SUCCESS")], None, 2),
+        ([of_run(2, "FAILURE"), TOMBSTONE, TOMBSTONE, of_run(1, "SUCCESS")], None, 2),
+        # But not what comes after: the rest of the run, a later one, or a record by hand.
+        ([of_run(2, "STARTED"), TOMBSTONE, of_run(2, "SUCCESS")], "SUCCESS", 2),
+        ([of_run(2, "SUCCESS"), TOMBSTONE, of_run(3, "STARTED")], "STARTED", 3),
+        ([of_run(2, "SUCCESS"), TOMBSTONE, result("SUCCESS")], "SUCCESS", 2),
+    ],
+)
+def test_outcome_of_runs(records, status, run):
+    held = functools.reduce(outcome, records, None)
+    assert (None if held.kind == FORGET else held.status, held.run) == (status, run)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_the_outcome_of_known_runs_is_the_same_in_every_order_of_arrival(seed):
+    random_ = random.Random(seed)  # noqa: S311 - the same each time
+    runs = random_.sample(range(1, 100), random_.randint(1, 4))
+    ends = [random_.choice(["FAILURE", "RETRY", "REVOKED", None]) for _ in runs]
+    if random_.random() < 0.5:
+        ends[random_.randrange(len(runs))] = "SUCCESS"
+    records = [of_run(run, "STARTED") for run in runs]
+    records += [of_run(run, end) for run, end in zip(runs, ends, strict=True) if end not in (None, "RETRY")]
+    orders = list(itertools.islice(itertools.permutations(records), 2000))
+    held = {functools.reduce(outcome, order, None) for order in orders}
+    assert len(held) == 1
+    # A record that arrives twice changes nothing either.
+    assert {functools.reduce(outcome, [*order, *order[::-1]], None) for order in orders[:100]} == held
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_the_outcome_may_be_carried_on_from_any_point(seed):
+    random_ = random.Random(seed)  # noqa: S311 - the same each time
+    choices = [of_run(run, status) for run in (0, 1, 2) for status in ("STARTED", "FAILURE", "SUCCESS")]
+    records = random_.choices([*choices, TOMBSTONE, result("FAILURE")], k=12)
+    for at in range(len(records)):
+        kept = functools.reduce(outcome, records[:at], None)
+        assert functools.reduce(outcome, records[at:], kept) == functools.reduce(outcome, records, None)
+
+
+@pytest.mark.parametrize(
+    ("records", "expected"),
+    [
+        ([of_run(1, "STARTED"), of_run(1, "SUCCESS")], {0}),
+        ([of_run(1, "STARTED"), of_run(1, "RETRY"), of_run(2, "STARTED")], {0, 1}),
+        ([of_run(1, "FAILURE"), of_run(2, "STARTED")], set()),
+        ([of_run(2, "STARTED"), of_run(1, "STARTED")], set()),
+        ([of_run(1, "STARTED"), Record("other", RESULT, status="SUCCESS")], set()),
+        ([TOMBSTONE, of_run(1, "STARTED")], set()),
+        ([Record("id", GROUP, subject=GROUP), Record("id", GROUP, subject=GROUP)], set()),
+    ],
+)
+def test_superseded(records, expected):
+    assert superseded(records) == expected
 
 
 def test_outcome_does_not_change_when_the_end_is_read_twice():

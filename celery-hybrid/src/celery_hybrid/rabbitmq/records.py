@@ -1,13 +1,17 @@
 """Records: one message each for a result, a group, or the wish to forget one.
 
 A record never changes. What holds for an id is the outcome of all its records, see :func:`outcome`.
+
+The records of a task arrive in any order: a host that was cut off delivers its outbox late, and a task that is taken
+over by another worker runs there while the first one still writes. So each record carries what tells the runs of a
+task apart, and no decision depends on the clock of the host that wrote it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import amqp
@@ -66,6 +70,9 @@ class Record:
         content_encoding: of the body.
         compression: content type of the compression, empty for none.
         timestamp: seconds since the epoch, by the publisher's clock.
+        run: number of the run that wrote it; it grows with each take of the task's message from Redis. 0 when it is
+            not known: the broker gives no number, or no task wrote the record.
+        retries: of the task in that run (``request.retries``), -1 when no task wrote the record.
         offset: place in the archive stream, -1 when it did not come from there.
     """
 
@@ -79,6 +86,8 @@ class Record:
     content_encoding: str = "binary"
     compression: str = ""
     timestamp: int = field(default_factory=lambda: int(time.time()))
+    run: int = 0
+    retries: int = -1
     offset: int = -1
 
     @classmethod
@@ -104,6 +113,8 @@ class Record:
             content_encoding=_text(properties.get("content_encoding")) or "utf-8",
             compression=_text(headers.get("compression")),
             timestamp=_seconds(properties.get("timestamp")),
+            run=max(0, _number(headers.get("run"))),
+            retries=max(-1, _number(headers.get("retries"))),
             offset=_number(headers.get("x-stream-offset")),
         )
 
@@ -133,6 +144,10 @@ class Record:
             headers["status"] = self.status
         if self.group:
             headers["group"] = self.group
+        if self.run:
+            headers["run"] = self.run
+        if self.retries >= 0:
+            headers["retries"] = self.retries
         if self.kind == FORGET:
             headers[FORGETS_HEADER] = self.subject
         if self.compression:
@@ -205,13 +220,63 @@ class Record:
 def outcome(kept: Record | None, record: Record) -> Record:
     """Return the record that holds when ``record`` has come behind ``kept``.
 
-    The first SUCCESS wins, as in Celery's own backends: a task that ran twice does not change its result. Otherwise
-    the latest record wins. A tombstone hides all before it, a SUCCESS as well.
+    The one rule for all readers:
+
+    * The first SUCCESS wins, as in Celery's own backends: a task that ran twice does not change its result.
+    * Otherwise the latest run wins, by :attr:`Record.run`, then by :attr:`Record.retries`; within a run a final state
+      beats an unfinished one; of two equal records the one that came last.
+    * A tombstone hides everything before it, a SUCCESS as well, and what comes behind it from a run that it has
+      hidden: a record that was delivered late, or twice.
+
+    A record that does not say its run counts to the latest run before it. Expired records are left out before.
+
+    Args:
+        kept: the outcome of what came before, None when there is nothing.
+        record: what came next.
     """
-    first_success = kept is not None and kept.kind == RESULT and kept.status == states.SUCCESS
-    if kept is not None and first_success and record.kind != FORGET:
-        return kept
-    return record
+    if kept is None:
+        return record
+    if record.kind == FORGET:
+        # It remembers the latest that it hides.
+        return replace(record, run=kept.run, retries=kept.retries, status=kept.status) if kept.run else record
+    known = bool(record.run)
+    run = record.run or kept.run
+    retries = record.retries if record.retries >= 0 else kept.retries
+    if (run, retries) != (record.run, record.retries):
+        record = replace(record, run=run, retries=retries)
+    if kept.kind == FORGET:
+        return kept if known and _rank(record) <= _rank(kept) else record
+    if _succeeded(kept) or _succeeded(record):
+        return kept if _succeeded(kept) else record
+    return record if _rank(record) >= _rank(kept) else kept
+
+
+def superseded(records: Sequence[Record]) -> set[int]:
+    """Return the places of unfinished results behind which a record of the same task makes them meaningless.
+
+    Args:
+        records: in the order in which they are to be stored.
+    """
+    latest: dict[tuple[str, str], Record] = {}
+    places: set[int] = set()
+    for place, record in reversed(list(enumerate(records))):
+        later = latest.setdefault(record.key, record)
+        unfinished = record.kind == later.kind == RESULT and not record.ready
+        if later is not record and unfinished and _rank(later) >= _rank(record):
+            places.add(place)
+        else:
+            latest[record.key] = record
+    return places
+
+
+def _rank(record: Record) -> tuple[int, int, int]:
+    """Return what orders the records of a task, but for the first SUCCESS."""
+    finality = 0 if record.status not in states.READY_STATES else 2 if record.status == states.SUCCESS else 1
+    return (record.run, record.retries, finality)
+
+
+def _succeeded(record: Record) -> bool:
+    return record.kind == RESULT and record.status == states.SUCCESS
 
 
 def _text(value: Any) -> str:

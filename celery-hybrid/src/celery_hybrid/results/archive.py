@@ -7,8 +7,9 @@ Facts about streams over AMQP 0-9-1 that shape this (RabbitMQ 3.10 and 4.0): the
 count is mandatory; the number of messages that a passive declaration tells is stale; every delivery carries its
 offset in ``x-stream-offset``; a consumer that starts at an offset gets exactly that first, after 3 ms; one that
 starts at ``last`` gets the last chunk at once, and a chunk is delivered in one go, as far as the prefetch count
-allows, on 3.10 even beyond. Records that were confirmed one by one are a chunk each, and reading a chunk takes the
-server far longer than sending it: one consumer gets some 12,000 a second, sixteen on as many channels four times that.
+allows, on 3.10 even beyond; a consumer that starts behind the end gets nothing until something is stored. Records
+that were confirmed one by one are a chunk each, and reading a chunk takes the server far longer than sending it: one
+consumer gets some 12,000 a second, sixteen on as many channels four times that.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -33,7 +35,8 @@ from celery_hybrid.rabbitmq.connection import Link, Servers, translated
 from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.records import FORGET, GROUP, RESULT, SEED, Record, outcome
 from celery_hybrid.rabbitmq.wire import Delivery, Wire
-from celery_hybrid.results.index import At, Index, Key, Places, place
+from celery_hybrid.results.ages import Ages
+from celery_hybrid.results.index import Index, Key, Known, Places, place
 
 T = TypeVar("T")
 
@@ -49,8 +52,8 @@ BLOCK = 256
 # Bytes that may be under way to one of them, because RabbitMQ has them in memory meanwhile.
 _LANE_BYTES = 1 << 20
 
-# Chunks are dated by the server and records by their publishers, whose clocks may differ.
-_CLOCK_MARGIN = 600.0
+# Lanes that a reading begins with.
+_FIRST_LANES = 4
 
 # So many records are read in the time that it takes to fetch one.
 _WORTH = 60
@@ -63,7 +66,9 @@ _FILTERED = 10
 
 # Seconds in which a stream that has something delivers it, many times over.
 _EMPTY = 0.3
-_CLAMPED = 2.0
+
+# The server is asked for the age of records at most so often, in parts of their expiry.
+_ASKED_PARTS = 64
 
 _serial = itertools.count(1)
 
@@ -175,18 +180,14 @@ class Lane:
         self._reader: Reader | None = None
         self._received = 0
         self._block: Places | None = None
-        self.done = True
 
     def reads(self, block: Places) -> bool:
         """Whether the lane is still reading this block."""
-        return self._block is block and not self.done
+        return self._block is block and not self.free
 
     @property
     def free(self) -> bool:
         """Whether the lane may begin another block."""
-        if self._reader is not None and self._reader.ended:
-            self._reader.stop()
-            self._reader = None
         return self._reader is None
 
     def begin(self, stream: str, block: Places, prefetch: int) -> None:
@@ -195,28 +196,113 @@ class Lane:
             self.channel.basic_qos(0, prefetch, False)
             self._prefetch = prefetch
         self._block = block
-        self.done = False
         self._received = 0
         self._reader = Reader(self._wire, self.channel, stream, block.begin)
 
     def advance(self) -> list[Delivery]:
-        """Return what has come of the block."""
+        """Return what has come of the block, and of what lies behind it."""
         reader = self._reader
         block = self._block
-        if reader is None or block is None or not reader.waiting:
+        if reader is None or block is None:
+            return []
+        if reader.ended:
+            self._reader = None
+            return reader.stop()
+        if not reader.waiting:
             return []
         deliveries = reader.peek()
         self._received += len(deliveries)
         left = block.end - 1 - deliveries[-1].offset
-        if self.done or left <= 0:
-            self.done = True
+        if left <= 0:
             reader.cancel()
         elif self._received + left > self._prefetch and self._received >= self._prefetch // 2:
             # The block is longer, or it came with others. Otherwise there is nothing to acknowledge in between, so
             # RabbitMQ reads nothing in vain.
             reader.acknowledge()
             self._received = 0
-        return [delivery for delivery in deliveries if block.begin <= delivery.offset < block.end]
+        return deliveries
+
+
+class Blocks:
+    """Cuts stretches of a stream into blocks, one after the other.
+
+    Args:
+        stretches: first offset, and the offset behind the last.
+        pause: whether to begin no further one.
+    """
+
+    def __init__(self, stretches: Iterable[tuple[int, int]], pause: Callable[[], bool] | None = None) -> None:
+        self._stretches = list(stretches)
+        self._pause = pause
+
+    @property
+    def count(self) -> int:
+        """How many are left, when each is read on its own."""
+        return sum(-(-(end - begin) // BLOCK) for begin, end in self._stretches)
+
+    def next(self) -> Places | None:
+        """Return the next block, None behind the last."""
+        while self._stretches:
+            begin, end = self._stretches[0]
+            if begin < end:
+                if self._pause is not None and self._pause():
+                    self._stretches.clear()
+                    return None
+                block = Places(begin, min(BLOCK, end - begin))
+                self._stretches[0] = (block.end, end)
+                return block
+            del self._stretches[0]
+        return None
+
+    def extend(self, block: Places, end: int) -> None:
+        """Let a block reach further, if what is behind it is wanted and nobody has begun to read it."""
+        if self._stretches and self._stretches[0][0] == block.end < end:
+            block.grow(min(end, self._stretches[0][1]))
+            self._stretches[0] = (block.end, self._stretches[0][1])
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where the partitions ended at a time; what is stored later lies at or behind these places.
+
+    Attributes:
+        at: by the monotonic clock.
+        places: offset and fingerprint of a record at the end of each partition, where that is known.
+    """
+
+    at: float
+    places: dict[int, tuple[int, int]]
+
+
+def ends_of(connection: amqp.Connection, partitions: int, patience: float = 0.1) -> Ends:
+    """Return where the partitions end, as far as RabbitMQ tells within a time.
+
+    Args:
+        connection: used by nobody else meanwhile.
+        partitions: how many.
+        patience: seconds. An empty partition never tells.
+    """
+    at = time.monotonic()
+    places: dict[int, tuple[int, int]] = {}
+    channel = connection.channel()
+    channel.basic_qos(0, 1, False)
+
+    def noted(number: int, message: amqp.Message) -> None:
+        delivery = Delivery.of(message)
+        places.setdefault(number, (delivery.offset, delivery.fingerprint))
+
+    for number in range(partitions):
+        tag, note = f"end-{number}", partial(noted, number)
+        arguments = {"x-stream-offset": "last"}
+        channel.basic_consume(archive_stream(number), tag, nowait=True, callback=note, arguments=arguments)
+    with contextlib.suppress(TimeoutError):
+        while len(places) < partitions and (remaining := at + patience - time.monotonic()) > 0:
+            connection.drain_events(timeout=remaining)
+    for number in range(partitions):
+        channel.basic_cancel(f"end-{number}", nowait=True)
+    channel.basic_qos(0, 1, False)  # answered when nothing more is under way
+    channel.close()
+    return Ends(at, places)
 
 
 class Partition:
@@ -225,22 +311,38 @@ class Partition:
     Attributes:
         number: of the partition.
         next_offset: of the first record that was not read; None when nothing was.
+        last: offset and fingerprint of the last record that was read; None when none was.
+        begin: the offset at which the reading began.
+        complete: whether everything before is expired, or was read.
         read_at: when the latest complete reading began, by the monotonic clock.
-        since: what was stored before was not read, in seconds since the epoch; None when all was.
+        ages: of its records.
+        asked_at: when the server was asked for an age, by the monotonic clock.
         mean: bytes of a record, as far as seen.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, expires: float | None) -> None:
         self.number = number
         self.stream = archive_stream(number)
-        self.next_offset: int | None = None
-        self.read_at = float("-inf")
-        self.since: float | None = None
+        self._expires = expires
         self.mean = 1.0
+        self.restart()
 
-    def reaches(self, begin: float | None) -> bool:
-        """Tell whether what was read, if anything, goes back to a time, in seconds since the epoch; None for all."""
-        return self.since is None or (begin is not None and self.since <= begin)
+    def restart(self) -> None:
+        """Begin again: nothing was read."""
+        self.next_offset: int | None = None
+        self.last: tuple[int, int] | None = None
+        self.begin = 0
+        self.complete = True
+        self.read_at = float("-inf")
+        self.ages = Ages(self._expires)
+        self.asked_at = float("-inf")
+
+    def reaches(self, since: Ends | None) -> bool:
+        """Tell whether what was read, if anything, goes back to an end; None for everything."""
+        if self.complete or self.next_offset is None:
+            return True
+        place = since.places.get(self.number) if since is not None else None
+        return place is not None and self.begin <= place[0]
 
     def weigh(self, deliveries: Collection[Delivery]) -> None:
         """Learn how large the records are."""
@@ -265,6 +367,7 @@ class Wanted:
 
     def __init__(self, keys: Collection[Key] = ()) -> None:
         self._keys = frozenset(keys)
+        #: By offset.
         self.records: dict[int, Record] = {}
 
     def offer(self, delivery: Delivery) -> None:
@@ -304,6 +407,7 @@ class Archive:
         options: the number of partitions, the bound of the index, and timeouts.
         expires: seconds after which a record is invisible, whatever RabbitMQ still has; None for never.
         prepare: checks the topology on a new connection.
+        ends: tells where the partitions ended, lately, if this process has seen that.
     """
 
     def __init__(
@@ -312,14 +416,16 @@ class Archive:
         options: Options,
         expires: float | None,
         prepare: Callable[[amqp.Connection], None],
+        ends: Callable[[], Ends | None] = lambda: None,
     ) -> None:
+        self._ends = ends
         self._options = options
         self._expires = expires
         self._prepare = prepare
         self._link = Link(servers, "reader", self._prepared)
         self._channel: amqp.Channel | None = None
         self.index = Index(self._options.index_bytes, self._options.partitions)
-        self._partitions = [Partition(number) for number in range(self._options.partitions)]
+        self._partitions = [Partition(number, expires) for number in range(self._options.partitions)]
         self._guard = threading.Lock()
         self._asking = 0
         self._warming: threading.Thread | None = None
@@ -338,7 +444,8 @@ class Archive:
         task_ids: Collection[str],
         max_age: float | None = None,
         timeout: float | None = None,
-        since: float | None = None,
+        since: Ends | None = None,
+        pause: Callable[[], bool] | None = None,
     ) -> dict[str, Record]:
         """Return the records that hold for those tasks that have one.
 
@@ -347,16 +454,23 @@ class Archive:
             max_age: seconds; a partition that was read so lately is not read again. None reads whatever was
                 confirmed before this call.
             timeout: seconds; ``lookup_timeout`` when it is shorter.
-            since: there is nothing of these tasks before, in seconds since the epoch. What was stored much earlier
-                need not be read then.
+            since: there is nothing of these tasks before. What was stored earlier need not be read then.
+            pause: whether to stop early, with what is known by then. What was read is not lost.
 
         Raises:
             ResultStoreUnreachableError: the archive could not be read in time. What was read is not lost: the next
                 call goes on from there.
             ResultStoreError: RabbitMQ refused it.
         """
-        found = self._look_up([(RESULT, task_id) for task_id in task_ids], max_age, timeout, since)
-        return {key[1]: record for key, record in found.items()}
+        found = self._look_up([(RESULT, task_id) for task_id in task_ids], max_age, timeout, since, pause)
+        if max_age is None and since is None:
+            # Not for those who wait for a result: it will be pushed to them, and they only make sure.
+            self._warm()
+        return {key[1]: record for key, record in found.items() if record.kind != FORGET}
+
+    def outcomes(self, keys: list[Key]) -> dict[Key, Record]:
+        """Return what holds for tasks and groups, as :meth:`results` does; a tombstone for one that was forgotten."""
+        return self._look_up(keys)
 
     def close(self) -> None:
         """Close the connection."""
@@ -368,10 +482,17 @@ class Archive:
         self._link.abandon()
 
     def _one(self, key: Key) -> Record | None:
-        return self._look_up([key], None, None).get(key)
+        record = self._look_up([key]).get(key)
+        self._warm()
+        return record if record is not None and record.kind != FORGET else None
 
     def _look_up(
-        self, keys: list[Key], max_age: float | None, timeout: float | None, since: float | None = None
+        self,
+        keys: list[Key],
+        max_age: float | None = None,
+        timeout: float | None = None,
+        since: Ends | None = None,
+        pause: Callable[[], bool] | None = None,
     ) -> dict[Key, Record]:
         asked = time.monotonic()
         limit = self._options.lookup_timeout if timeout is None else min(timeout, self._options.lookup_timeout)
@@ -380,19 +501,9 @@ class Archive:
         for key in keys:
             by_partition.setdefault(partition_of(key[1], self._options.partitions), []).append(key)
         found: dict[Key, Record] = {}
-        now = time.time()
-        begin = None if since is None else since - _CLOCK_MARGIN
         with self._asked():
             for number, members in sorted(by_partition.items()):
-                records = self._outcomes(self._partitions[number], members, fresh_since, asked + limit, begin)
-                found |= {
-                    key: record
-                    for key, record in records.items()
-                    if record.kind != FORGET and not record.expired(self._expires, now)
-                }
-        if max_age is None and since is None:
-            # Not for those who wait for a result: it will be pushed to them, and they only make sure.
-            self._warm()
+                found |= self._outcomes(self._partitions[number], members, fresh_since, asked + limit, since, pause)
         return found
 
     @contextlib.contextmanager
@@ -408,44 +519,68 @@ class Archive:
                 self._asking -= 1
 
     def _outcomes(
-        self, partition: Partition, keys: list[Key], fresh_since: float, deadline: float, begin: float | None
+        self,
+        partition: Partition,
+        keys: list[Key],
+        fresh_since: float,
+        deadline: float,
+        since: Ends | None,
+        pause: Callable[[], bool] | None,
     ) -> dict[Key, Record]:
         """Return what holds for ids of one partition."""
         wanted = Wanted(keys)
-        if partition.read_at < fresh_since or not partition.reaches(begin):
-            catch_up = partial(self._catch_up, partition, fresh_since, deadline, wanted, begin=begin)
-            self._exclusively(catch_up, deadline)
-        found, missing = self._known(partition, keys, wanted)
-        if missing:
-            self._exclusively(partial(self._fetch, partition, missing, deadline, wanted), deadline)
-            more, doubtful = self._known(partition, missing, wanted)
+        if partition.read_at < fresh_since or not partition.reaches(since):
+            catch_up = partial(self._catch_up, partition, fresh_since, deadline, wanted, pause, since)
+            if not self._exclusively(catch_up, deadline):
+                return {}
+        found: dict[Key, Record] = {}
+        left: Collection[Key] = keys
+        while left:
+            more = self._found(partition, left, deadline, wanted)
+            # What has expired meanwhile may have hidden what has not.
+            left = self._expired(partition, more, deadline)
+            found |= {key: record for key, record in more.items() if key not in left}
+        return found
+
+    def _found(self, partition: Partition, keys: Collection[Key], deadline: float, wanted: Wanted) -> dict[Key, Record]:
+        """Return what holds for ids, as far as the index knows what is expired."""
+        found, offsets = self._known(partition, keys, wanted)
+        if any(offsets.values()):
+            self._exclusively(partial(self._fetch, partition, offsets, deadline, wanted), deadline)
+            more, offsets = self._known(partition, offsets, wanted)
             found |= more
-            if doubtful:
-                self._exclusively(partial(self._read_again, partition, doubtful, deadline, found), deadline)
+        if offsets:
+            self._exclusively(partial(self._read_again, partition, offsets, deadline, found), deadline)
         return found
 
     def _known(
         self, partition: Partition, keys: Collection[Key], wanted: Wanted
-    ) -> tuple[dict[Key, Record], dict[Key, int | None]]:
-        """Return the records that are at hand, and of the others the offset, or None when that is not known."""
+    ) -> tuple[dict[Key, Record], dict[Key, tuple[int, ...]]]:
+        """Return the records that are at hand; of the others the offsets to be read, none when that is not known."""
         found: dict[Key, Record] = {}
-        missing: dict[Key, int | None] = {}
+        missing: dict[Key, tuple[int, ...]] = {}
         for key in keys:
-            known = self.index.find(key, partition.number)
-            if known is None:
-                missing[key] = None
-            elif isinstance(known, At):
-                record = wanted.records.get(known.offset)
-                if record is None:
-                    missing[key] = known.offset
-                elif record.key == key:
-                    self.index.keep(partition.number, record)
-                    found[key] = record
-                else:
-                    missing[key] = None
-            elif known.record is not None:
-                found[key] = known.record
+            known = self.index.find(key, partition.number, wanted.records)
+            if isinstance(known, Known):
+                if known.record is not None:
+                    found[key] = known.record
+            else:
+                missing[key] = known.offsets if known is not None else ()
         return found, missing
+
+    def _expired(self, partition: Partition, found: dict[Key, Record], deadline: float) -> set[Key]:
+        """Return the ids whose record has turned out to be expired, and let the index forget such records.
+
+        A record whose publisher alone says that it is expired is seen, unless the server says so as well: that clock
+        may be wrong.
+        """
+        verdicts = {key: partition.ages.expired(it.offset, it.timestamp) for key, it in found.items()}
+        if None in verdicts.values() and self._expires:
+            if time.monotonic() - partition.asked_at > self._expires / _ASKED_PARTS:
+                self._exclusively(partial(self._ask_horizon, partition, deadline), deadline)
+            verdicts = {key: partition.ages.expired(it.offset, it.timestamp) for key, it in found.items()}
+        self.index.expire(partition.number, partition.ages.horizon())
+        return {key for key, expired in verdicts.items() if expired}
 
     def _exclusively(self, work: Callable[[], T], deadline: float) -> T:
         """Do something with the connection; once more when it turns out to be dead."""
@@ -486,7 +621,8 @@ class Archive:
         deadline: float,
         wanted: Wanted,
         pause: Callable[[], bool] | None = None,
-        begin: float | None = None,
+        since: Ends | None = None,
+        background: bool = False,
     ) -> bool:
         """Read everything that is new in a partition.
 
@@ -495,130 +631,196 @@ class Archive:
             fresh_since: not if another thread has read it since then, by the monotonic clock.
             deadline: by the monotonic clock.
             wanted: records to keep an eye on.
-            pause: whether to stop early, when this is done in the background. What was read is not lost.
-            begin: what was stored before need not be read, in seconds since the epoch; None for all.
+            pause: whether to stop early. What was read is not lost.
+            since: what was stored before need not be read; None for all.
+            background: whether nobody waits for it.
 
         Returns:
-            Whether all of it was read; or it is empty and ``pause`` is given, as nobody waits for it then.
+            Whether all of it was read; or it is empty and nobody waits for it.
         """
-        if not partition.reaches(begin):
-            self.index.restart(partition.number)
-            partition.next_offset, partition.read_at = None, float("-inf")
+        if not partition.reaches(since):
+            self._restart(partition)
         elif partition.read_at >= fresh_since:
             return True  # another thread has just done it
-        if partition.next_offset is None:
-            partition.since = begin
         begun = time.monotonic()
         channel = self._open(deadline)
-        tail = self._tail(channel, partition, deadline, background=pause is not None)
+        tail = self._tail(channel, partition, deadline, pause if background else None)
         if not tail:
-            return True
+            return not (pause is not None and pause())
         partition.weigh(tail)
+        if partition.next_offset is not None and not self._goes_on(partition, tail, deadline):
+            logger.info("%s was cut, or deleted and declared again; it is read from its beginning.", partition.stream)
+            self._restart(partition)
+        if partition.next_offset is None:
+            self._begin(partition, tail, deadline, since)
         end = tail[-1].offset + 1
-        if partition.next_offset is not None and end < partition.next_offset:
-            # Offsets only grow, unless the stream was deleted and declared again.
-            self.index.restart(partition.number)
-            partition.next_offset = None
-        first = partition.next_offset
-        if first is None or first + LANES * BLOCK < tail[0].offset:
-            first = self._first(partition, tail, deadline)
-            if first != partition.next_offset:
-                # RabbitMQ has dropped what lies between.
-                self.index.restart(partition.number)
-                partition.next_offset = first
-        if first < tail[0].offset and not self._scan(partition, tail[0].offset, wanted, pause):
+        if not self._scan(partition, tail[0].offset, wanted, pause, background):
             return False
         first = partition.next_offset or 0
         places = Places(first, end - first)
         self._note(places, [delivery for delivery in tail if delivery.offset >= first], wanted)
-        self._add(partition, places)
-        if self._expires:
-            self.index.expire(partition.number, time.time() - self._expires)
+        self._add(partition, places, tail[-1])
+        partition.ages.mark(end, begun)
+        self.index.expire(partition.number, partition.ages.horizon())
         partition.read_at = begun
         return True
 
-    def _note(self, places: Places, deliveries: Collection[Delivery], wanted: Wanted) -> None:
-        # What is expired already does not count, not even as the first SUCCESS.
-        oldest = time.time() - self._expires if self._expires else 0
-        for it in deliveries:
-            if it.timestamp >= oldest:
-                places.put(it.offset, place(it.kind, it.subject, it.status, it.id), it.timestamp)
-                wanted.offer(it)
+    def _restart(self, partition: Partition) -> None:
+        self.index.restart(partition.number)
+        partition.restart()
 
-    def _add(self, partition: Partition, places: Places) -> None:
+    def _goes_on(self, partition: Partition, tail: list[Delivery], deadline: float) -> bool:
+        """Tell whether the last record that was read is still where it was.
+
+        It is not after a power failure took the end of the stream, or when the stream was deleted and declared again:
+        its offsets are given to other records then.
+        """
+        if partition.last is None:
+            return True
+        offset, fingerprint = partition.last
+        if offset > tail[-1].offset:
+            return False
+        there = tail if offset >= tail[0].offset else [self._first_from(partition, offset, deadline)]
+        return any((it.offset, it.fingerprint) == (offset, fingerprint) for it in there)
+
+    def _note(self, places: Places, deliveries: Collection[Delivery], wanted: Wanted) -> None:
+        for it in deliveries:
+            places.put(it.offset, place(it.kind, it.subject, it.status, it.id))
+            wanted.offer(it)
+
+    def _add(self, partition: Partition, places: Places, last: Delivery | None) -> None:
         self.index.extend(partition.number, places)
         partition.next_offset = places.end
+        if last is not None:
+            partition.last = (last.offset, last.fingerprint)
 
-    def _first(self, partition: Partition, tail: list[Delivery], deadline: float) -> int:
-        """Return the offset at which to begin to read."""
-        if partition.next_offset is not None:
-            start: Any = partition.next_offset
-        elif self._expires and tail[-1].timestamp + self._expires + 2 * _CLOCK_MARGIN < time.time():
-            return tail[0].offset  # everything before is expired as well
-        elif partition.since is not None and tail[-1].timestamp < partition.since:
-            return tail[0].offset  # everything before is older as well
+    def _begin(self, partition: Partition, tail: list[Delivery], deadline: float, since: Ends | None) -> None:
+        """Find the offset at which to begin to read."""
+        first = self._at_end(partition, since, tail, deadline)
+        if first is not None:
+            partition.begin, partition.complete = first, False
         else:
-            start = self._oldest(partition.since)
+            partition.begin, partition.complete = self._oldest(partition, tail, deadline), True
+        partition.next_offset = min(partition.begin, tail[0].offset)
+
+    def _oldest(self, partition: Partition, tail: list[Delivery], deadline: float) -> int:
+        """Return the offset of the first record that is not expired."""
+        if self._expires:
+            # What this process itself saw to arrive is not hidden from it when its clock differs from the server's.
+            self._at_end(partition, self._ends(), tail, deadline)
+            self._ask_horizon(partition, deadline)
+        horizon = partition.ages.horizon()
+        if horizon >= tail[0].offset:
+            return horizon
+        return self._first_from(partition, horizon, deadline).offset
+
+    def _at_end(self, partition: Partition, ends: Ends | None, tail: list[Delivery], deadline: float) -> int | None:
+        """Return the offset at which a partition ended at a time; None when that is not known, or not true any more."""
+        place = ends.places.get(partition.number) if ends is not None else None
+        if ends is None or place is None or place[0] > tail[-1].offset:
+            return None
+        first = self._first_from(partition, place[0], deadline)
+        if first.offset == place[0] and first.fingerprint != place[1]:
+            return None  # the stream was cut meanwhile, or deleted and declared again
+        partition.ages.mark(place[0] + 1, ends.at)
+        return first.offset
+
+    def _first_from(self, partition: Partition, start: Any, deadline: float) -> Delivery:
+        """Return the first record from a place on that is not behind the end."""
         reader = Reader(self._wire, self._picker, partition.stream, start)
-        reader.wait(min(deadline, time.monotonic() + _CLAMPED))
+        reader.wait(deadline)
+        deliveries = reader.stop()
+        if not deliveries:
+            raise TimeoutError
+        return deliveries[0]
+
+    def _ask_horizon(self, partition: Partition, deadline: float) -> None:
+        """Ask the server which record is the first that is not expired."""
+        channel = self._open(deadline)
+        expires = self._expires or 0.0
+        at = time.monotonic() - expires
+        start = datetime.datetime.fromtimestamp(max(0.0, time.time() - expires), tz=datetime.UTC)
+        reader = Reader(self._wire, self._picker, partition.stream, start)
+        reader.wait(min(deadline, time.monotonic() + _EMPTY))
         if not reader.waiting:
-            # Everything is older, so the consumer stands behind the end.
-            reader.stop()
-            reader = Reader(self._wire, self._picker, partition.stream, "first")
+            # Everything is older, so the consumer stands behind the end: what is stored now is the first it gets.
+            self._seed(channel, partition)
             reader.wait(deadline)
         deliveries = reader.stop()
         if not deliveries:
             raise TimeoutError
-        return min(deliveries[0].offset, tail[0].offset)
+        partition.asked_at = time.monotonic()
+        partition.ages.mark(deliveries[0].offset, at)
 
-    def _scan(self, partition: Partition, stop: int, wanted: Wanted, pause: Callable[[], bool] | None = None) -> bool:
+    def _scan(
+        self,
+        partition: Partition,
+        stop: int,
+        wanted: Wanted,
+        pause: Callable[[], bool] | None = None,
+        background: bool = False,
+    ) -> bool:
         """Read a partition up to an offset.
 
         Returns:
             Whether all of it was read.
         """
-        begins = range(partition.next_offset or 0, stop, BLOCK)
-        blocks = (
-            Places(begin, min(BLOCK, stop - begin))
-            for begin in itertools.takewhile(lambda _: pause is None or not pause(), begins)
-        )
-        for block in self._read_blocks(partition, blocks, len(begins), wanted):
-            self._add(partition, block)
-        if pause is None:
+        begin = partition.next_offset or 0
+        for block, last in self._read_blocks(partition, Blocks([(begin, stop)], pause), wanted):
+            self._add(partition, block, last)
+        if not background:
             self._close_lanes()
-        return partition.next_offset == stop
+        return (partition.next_offset or 0) >= stop
 
     def _read_blocks(
-        self, partition: Partition, blocks: Iterator[Places], count: int, wanted: Wanted
-    ) -> Iterator[Places]:
+        self, partition: Partition, blocks: Blocks, wanted: Wanted
+    ) -> Iterator[tuple[Places, Delivery | None]]:
         """Read blocks of a partition, over several channels at once, and yield each in their order.
+
+        Where records were not confirmed one by one, RabbitMQ 3.10 sends a consumer the rest of its chunk, whatever its
+        prefetch count: up to 4096 records. Then one consumer at a time reads what is sent anyway.
 
         Args:
             partition: which.
-            blocks: each of at most ``BLOCK`` records.
-            count: how many blocks; that many channels are of use.
+            blocks: of it.
             wanted: records to keep an eye on.
+
+        Yields:
+            A block, and its last record.
         """
-        lanes = self._some_lanes(count)
         unfinished: list[tuple[Lane, Places]] = []
-        exhausted = False
+        last: dict[Places, Delivery] = {}
+        large: set[Places] = set()
+        width, exhausted = _FIRST_LANES, False
         while True:
+            for lane, block in unfinished:
+                if lane.reads(block):
+                    deliveries = lane.advance()
+                    if not deliveries:
+                        continue
+                    partition.weigh(deliveries)
+                    end = deliveries[-1].offset + 1
+                    if end - block.end >= BLOCK // 2:
+                        large.add(block)
+                    blocks.extend(block, end)
+                    inside = [delivery for delivery in deliveries if block.begin <= delivery.offset < block.end]
+                    if inside:
+                        self._note(block, inside, wanted)
+                        last[block] = inside[-1]
+            while unfinished and not unfinished[0][0].reads(unfinished[0][1]):
+                _, done = unfinished.pop(0)
+                width = 1 if done in large else min(LANES, 2 * width)
+                yield done, last.pop(done, None)
+            lanes = self._some_lanes(min(width, blocks.count + len(unfinished)))
             for lane in lanes:
-                if not exhausted and lane.free:
-                    begun = next(blocks, None)
+                if not exhausted and lane.free and sum(not each.free for each in lanes) < width:
+                    begun = blocks.next()
                     if begun is None:
                         exhausted = True
                     else:
                         lane.begin(partition.stream, begun, partition.prefetch)
                         unfinished.append((lane, begun))
-            for lane, block in unfinished:
-                if lane.reads(block):
-                    deliveries = lane.advance()
-                    partition.weigh(deliveries)
-                    self._note(block, deliveries, wanted)
-            while unfinished and not unfinished[0][0].reads(unfinished[0][1]):
-                yield unfinished.pop(0)[1]
-            if exhausted and not unfinished and all(lane.free for lane in lanes):
+            if not unfinished:
                 return
             self._wire.wait()
 
@@ -626,20 +828,21 @@ class Archive:
         connection = self._link.connection()
         while len(self._lanes) < min(count, LANES):
             self._lanes.append(Lane(self._wire, connection.channel()))
-        return self._lanes[:count]
+        return self._lanes
 
     def _close_lanes(self) -> None:
         """Give RabbitMQ back what channels take there."""
         while self._lanes:
             self._wire.close(self._lanes.pop().channel)
 
-    def _fetch(self, partition: Partition, offsets: dict[Key, int | None], deadline: float, wanted: Wanted) -> None:
+    def _fetch(
+        self, partition: Partition, offsets: dict[Key, tuple[int, ...]], deadline: float, wanted: Wanted
+    ) -> None:
         """Read records that lie at known offsets."""
         self._open(deadline)
-        single, runs = _runs(offset for offset in offsets.values() if offset is not None)
+        single, runs = _runs(offset for several in offsets.values() for offset in several)
         if runs:
-            blocks = (Places(begin, end - begin) for begin, end in runs)
-            for _ in self._read_blocks(partition, blocks, len(runs), wanted):
+            for _ in self._read_blocks(partition, Blocks(runs), wanted):
                 pass
             self._close_lanes()
         while single:
@@ -657,39 +860,48 @@ class Archive:
     def _read_again(
         self, partition: Partition, keys: Collection[Key], deadline: float, found: dict[Key, Record]
     ) -> None:
-        """Read all records of some ids, because the index has forgotten them, or takes another's for them."""
+        """Read all records of some ids, because the index has forgotten where they are."""
         channel = self._open(deadline)
         tail = self._tail(channel, partition, deadline)
         end = tail[-1]
         merged: dict[Key, Record | None] = dict.fromkeys(keys)
+        begins: dict[Key, int] = {}
         seen = -1
         # The last record's own value lets it through the filter as well, so that the end is seen.
         only = {short_id(end.id) or end.kind, *(short_id(key[1]) for key in keys)}
         if len(only) > _FILTERED:
             only.clear()
         for delivery in itertools.chain(self._read_all(channel, partition, end.offset, deadline, only), tail):
-            if delivery.offset > seen:
+            if delivery.offset > max(seen, partition.ages.horizon() - 1):
                 seen = delivery.offset
                 if delivery.key in merged:
                     merged[delivery.key] = outcome(merged[delivery.key], delivery.record())
+                    begins.setdefault(delivery.key, seen)
+        upto = end.offset + 1
         for key, record in merged.items():
-            self.index.fold(key, record, end.offset + 1, partition.number)
+            self.index.fold(key, record, begins.get(key, upto), upto, partition.number)
             if record is not None:
                 found[key] = record
 
     def _tail(
-        self, channel: amqp.Channel, partition: Partition, deadline: float, background: bool = False
+        self,
+        channel: amqp.Channel,
+        partition: Partition,
+        deadline: float,
+        pause: Callable[[], bool] | None = None,
     ) -> list[Delivery]:
         """Return the last records of a partition; nothing confirmed before is behind them.
 
-        At least one, unless it is empty and this is done in the background.
+        At least one, unless ``pause`` is given: then nobody waits for it, and it may be empty.
         """
         reader = Reader(self._wire, channel, partition.stream, "last")
-        if background:
-            channel.basic_qos(0, PREFETCH, False)
+        if pause is not None:
+            end = time.monotonic() + _EMPTY
+            while not reader.waiting and time.monotonic() < end and not pause():
+                reader.wait(time.monotonic() + _BREATH)
             if not reader.waiting:
                 return reader.stop()
-        if partition.next_offset is None:
+        elif partition.next_offset is None:
             reader.wait(min(deadline, time.monotonic() + _EMPTY))
             if not reader.waiting:
                 self._seed(channel, partition)
@@ -726,12 +938,7 @@ class Archive:
         self, channel: amqp.Channel, partition: Partition, end: int, deadline: float, only: Collection[str]
     ) -> Iterator[Delivery]:
         """Yield what a filter lets through, and maybe more, from the oldest that is not expired to an offset."""
-        reader = Reader(self._wire, channel, partition.stream, self._oldest(), only)
-        reader.wait(min(deadline, time.monotonic() + _CLAMPED))
-        if not reader.waiting:
-            # Everything is older, so the consumer stands behind the end.
-            reader.stop()
-            reader = Reader(self._wire, channel, partition.stream, "first", only)
+        reader = Reader(self._wire, channel, partition.stream, max(partition.begin, partition.ages.horizon()), only)
         offset = -1
         while offset < end:
             # Acknowledged in batches, but soon enough that RabbitMQ never runs out of credit.
@@ -742,14 +949,6 @@ class Archive:
             offset = deliveries[-1].offset
             yield from deliveries
         yield from reader.stop()
-
-    def _oldest(self, since: float | None = None) -> Any:
-        begin = since or 0.0
-        if self._expires:
-            begin = max(begin, time.time() - self._expires - _CLOCK_MARGIN)
-        if begin <= 0:
-            return "first"
-        return datetime.datetime.fromtimestamp(begin, tz=datetime.UTC)
 
     # Reading ahead.
 
@@ -765,7 +964,9 @@ class Archive:
     def _read_ahead(self) -> None:
         try:
             for partition in self._partitions:
-                while not self._closed and not self._when_idle(partial(self._catch_up, partition, 0.0)):
+                while not self._closed and not self._when_idle(
+                    partial(self._catch_up, partition, 0.0, background=True)
+                ):
                     pass
             if not self._closed:
                 deadline = time.monotonic() + self._options.lookup_timeout

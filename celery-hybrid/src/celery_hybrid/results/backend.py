@@ -24,7 +24,7 @@ from celery_hybrid.errors import (
     ResultStoreUnreachableError,
 )
 from celery_hybrid.names import id_of
-from celery_hybrid.processes import is_pool_child
+from celery_hybrid.processes import is_pool_child, must_not_wait
 from celery_hybrid.rabbitmq.options import SETTING, Options
 from celery_hybrid.rabbitmq.records import CHORD_GROWTH, CHORD_PART, CHORD_SHAPE, CHORD_SIZE, GROUP, RESULT, Record
 from celery_hybrid.rabbitmq.urls import masked
@@ -33,6 +33,9 @@ from celery_hybrid.results.store import Store, on_fork, store_of
 from celery_hybrid.results.waiting import SHORTEST_LOOK, ResultConsumer
 
 logger = logging.getLogger(__name__)
+
+# Seconds that a look-up may hold the event loop of a worker's main process.
+_LOOP_PATIENCE = 1.0
 
 # RabbitMQ takes names of up to 255 bytes.
 _LONGEST_ADDRESS = 200
@@ -127,15 +130,17 @@ class AMQPBackend(AsyncBackendMixin, Backend):
         pushed = state != states.STARTED or self.options.push_started
         reply_to = (_address(request) or self._client_of_chord) if pushed else None
         try:
-            self._store.write(self._record(meta), reply_to)
+            self._store.write(self._record(meta, request), reply_to)
         except RecordTooLargeError as exc:
-            self._store_less(meta, reply_to, exc)
+            self._store_less(meta, request, reply_to, exc)
         return result
 
-    def _record(self, meta: Meta) -> Record:
-        return self._codec.encode(meta["task_id"], RESULT, meta, status=meta["status"])
+    def _record(self, meta: Meta, request: Any) -> Record:
+        run, retries = _run_of(request)
+        record = self._codec.encode(meta["task_id"], RESULT, meta, status=meta["status"])
+        return replace(record, run=run, retries=retries)
 
-    def _store_less(self, meta: Meta, reply_to: str | None, too_large: RecordTooLargeError) -> None:
+    def _store_less(self, meta: Meta, request: Any, reply_to: str | None, too_large: RecordTooLargeError) -> None:
         """Store what is left of a record without what makes it too large: every task gets a final state.
 
         Raises:
@@ -146,12 +151,14 @@ class AMQPBackend(AsyncBackendMixin, Backend):
             meta = {**meta, "args": None, "kwargs": None}
             logger.warning("The record of task %s is stored without the task's arguments: %s", name, too_large)
             try:
-                self._store.write(self._record(meta), reply_to)
+                self._store.write(self._record(meta, request), reply_to)
             except RecordTooLargeError as exc:
                 too_large = exc
             else:
                 return
-        instead = None if meta["status"] == states.SUCCESS else failure_instead(self._record(meta), str(too_large))
+        instead = (
+            None if meta["status"] == states.SUCCESS else failure_instead(self._record(meta, request), str(too_large))
+        )
         if instead is None:
             raise too_large
         logger.error("The record of task %s is stored without its exception: %s", name, too_large)
@@ -159,7 +166,7 @@ class AMQPBackend(AsyncBackendMixin, Backend):
 
     def _forget(self, task_id: str) -> None:
         task_id = id_of(task_id)
-        self._store.mailbox.take(task_id)
+        self._store.mailbox.forget(task_id)
         self._store.write(Record.tombstone(task_id, RESULT))
 
     def _save_group(self, group_id: str, result: Any) -> Any:
@@ -289,8 +296,12 @@ class AMQPBackend(AsyncBackendMixin, Backend):
         return self._meta(task_id) is not None
 
     def _meta(self, task_id: str) -> Meta | None:
+        asked, record = self.result_consumer.pushed_parent(task_id)
+        if asked:
+            return self.meta_of(record) if record is not None else None
         try:
-            record = self._store.archive.result(id_of(task_id))
+            # The event loop of a worker asks when it has lost a child. Not to know is better than to stand still.
+            record = self._store.result(id_of(task_id), timeout=_LOOP_PATIENCE if must_not_wait() else None)
         except ResultStoreError as exc:
             # The only error that worker_deduplicate_successful_tasks and the worker's main process expect here.
             raise BackendGetMetaError(str(exc), task_id=task_id) from exc
@@ -389,3 +400,10 @@ def _address(request: Any) -> str | None:
     """Return the address of the client that waits for a request's result."""
     address = getattr(request, "reply_to", None)
     return address if isinstance(address, str) and 0 < len(address) <= _LONGEST_ADDRESS else None
+
+
+def _run_of(request: Any) -> tuple[int, int]:
+    """Return the number of the run that a request belongs to, and of its retries; 0 and -1 where it tells none."""
+    run = (getattr(request, "delivery_info", None) or {}).get("run")
+    retries = getattr(request, "retries", None)
+    return (run if isinstance(run, int) else 0, retries if isinstance(retries, int) else -1)

@@ -32,7 +32,6 @@ from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.receiver import Receiver
 from celery_hybrid.rabbitmq.records import CHORD_GROWTH, CHORD_PART, CHORD_SHAPE, CHORD_SIZE, Record
 from celery_hybrid.results.content import Meta
-from celery_hybrid.results.journal import replay
 
 logger = logging.getLogger(__name__)
 
@@ -116,8 +115,6 @@ class ChordKeeper(Receiver):
         # What an earlier connection has brought comes again.
         self._chords.clear()
         self._complete.clear()
-        if self._options.survive_power_loss:
-            replay(self._connection, self._options)
         channel.basic_consume(CHORDS_QUEUE, callback=self._received)
 
     def _received(self, message: amqp.Message) -> None:

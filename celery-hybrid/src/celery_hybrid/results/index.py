@@ -1,21 +1,22 @@
 """What one process remembers of the archive, within a bound of memory.
 
-Of every record eight bytes: enough to tell which offset of a stream holds for an id. And whole records, as many as
-the bound leaves room for: those that were asked for. What is not there is read again, at its offset.
+Of every record eight bytes: enough to tell which offsets of a stream decide what holds for an id. And outcomes, as
+many as the bound leaves room for: of ids that were asked for. What is not there is read again, at its offset.
 """
 
 from __future__ import annotations
 
+import functools
 import struct
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from celery import states
 
-from celery_hybrid.rabbitmq.records import FORGET, GROUP, RESULT, Record
+from celery_hybrid.rabbitmq.records import FORGET, GROUP, RESULT, Record, outcome
 
 Key = tuple[str, str]
 
@@ -27,11 +28,8 @@ _NOTHING, _OTHER, _SUCCESS, _FORGET = range(4)
 _PLACE = struct.Struct("<Q")
 _HASH_BITS = 0xFFFFFFFFFFFFFF00
 
-# Memory that a kept record takes beside itself: its key and its link.
+# Memory that a kept outcome takes beside its record: its key and its link.
 _ENTRY_BYTES = 300
-
-# Offsets that share a note about their age.
-_STRETCH = 1024
 
 
 def place(kind: str, subject: str, status: str, record_id: str) -> int:
@@ -57,14 +55,15 @@ class Places:
 
     def __init__(self, begin: int, count: int) -> None:
         self.begin = begin
-        self.newest = 0
         self._data = bytearray(PLACE_BYTES * count)
 
-    def put(self, offset: int, value: int, timestamp: int) -> None:
+    def put(self, offset: int, value: int) -> None:
         """Set what lies at an offset."""
         _PLACE.pack_into(self._data, PLACE_BYTES * (offset - self.begin), value)
-        if timestamp > self.newest:
-            self.newest = timestamp
+
+    def grow(self, end: int) -> None:
+        """Reach up to an offset."""
+        self._data += bytes(PLACE_BYTES * max(0, end - self.end))
 
     @property
     def end(self) -> int:
@@ -77,20 +76,20 @@ class Ledger:
 
     Attributes:
         base: the first offset that is remembered.
-        truncated: whether earlier ones were forgotten, to save memory.
+        horizon: what lies before this offset is expired.
+        truncated: whether some that are not expired were forgotten, to save memory.
     """
 
     def __init__(self) -> None:
         self.base = 0
+        self.horizon = 0
         self.truncated = False
         self._data = bytearray()
-        # (the offset behind them, the newest timestamp of them), to see when all of them are expired.
-        self._stretches: list[tuple[int, int]] = []
 
     @property
     def size(self) -> int:
         """Memory in bytes, with what Python keeps in reserve."""
-        return sys.getsizeof(self._data) + 150 * len(self._stretches)
+        return sys.getsizeof(self._data)
 
     @property
     def end(self) -> int:
@@ -104,12 +103,6 @@ class Ledger:
         elif places.begin != self.end:
             raise ValueError(f"{places.begin} is not next after {self.end}")
         self._data += places._data
-        newest = places.newest
-        if self._stretches:
-            begun = self._stretches[-2][0] if len(self._stretches) > 1 else self.base
-            if places.end - begun <= _STRETCH:
-                newest = max(newest, self._stretches.pop()[1])
-        self._stretches.append((places.end, newest))
 
     def cut(self, offset: int) -> None:
         """Drop all before an offset."""
@@ -117,16 +110,12 @@ class Ledger:
         if offset > self.base:
             del self._data[: PLACE_BYTES * (offset - self.base)]
             self.base = offset
-            self._stretches = [stretch for stretch in self._stretches if stretch[0] > offset]
 
-    def cut_older(self, timestamp: float) -> None:
-        """Drop what lies before all records that are not older than that."""
-        keep = 0
-        while keep < len(self._stretches) and self._stretches[keep][1] < timestamp:
-            keep += 1
-        if keep:
-            self.cut(self._stretches[keep - 1][0])
-            # What was forgotten before is older still.
+    def expire(self, offset: int) -> None:
+        """Drop what lies before an offset, because it is expired."""
+        self.horizon = max(self.horizon, offset)
+        self.cut(self.horizon)
+        if self.horizon >= self.base:
             self.truncated = False
 
     def of(self, key: Key, since: int) -> Iterator[tuple[int, int]]:
@@ -149,18 +138,33 @@ class Known:
 
 @dataclass(frozen=True)
 class At:
-    """What holds for an id lies at this offset."""
+    """What holds for an id follows from the records at these offsets."""
 
-    offset: int
+    offsets: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class _Fold:
-    """The outcome of all records of an id before an offset, after they were all read."""
+    """The outcome of the records of an id in a stretch of a partition, behind whose end there may be others.
+
+    Attributes:
+        record: the outcome.
+        begin: offset of the first record that it comes from.
+        upto: the end of the stretch.
+        partition: its number.
+        whole: whether it comes from all records of the stretch; not only from the first SUCCESS, which hides the others
+            but says nothing of their runs.
+    """
 
     record: Record | None
+    begin: int
     upto: int
     partition: int
+    whole: bool = True
+
+    def holds(self, partition: int, ledger: Ledger) -> bool:
+        """Tell whether it can be carried on: no record of it is expired, and none behind it is forgotten."""
+        return self.partition == partition and self.begin >= ledger.horizon and self.upto >= ledger.base
 
 
 class Index:
@@ -175,8 +179,8 @@ class Index:
         self._limit = limit
         self._lock = threading.Lock()
         self._ledgers = [Ledger() for _ in range(partitions)]
-        # Records by (partition, offset), and outcomes by key; the least recently used first.
-        self._kept: OrderedDict[tuple[int, int] | Key, Record | _Fold] = OrderedDict()
+        # Outcomes by key; the least recently used first.
+        self._kept: OrderedDict[Key, _Fold] = OrderedDict()
         self._kept_bytes = 0
 
     def __len__(self) -> int:
@@ -190,37 +194,52 @@ class Index:
     def _places_bytes(self) -> int:
         return sum(ledger.size for ledger in self._ledgers)
 
-    def find(self, key: Key, partition: int) -> Known | At | None:
+    def find(self, key: Key, partition: int, records: Mapping[int, Record] | None = None) -> Known | At | None:
         """Return what holds for an id in a partition that was read to its end.
+
+        Args:
+            key: kind and id.
+            partition: its number.
+            records: what was read of the partition lately, by offset. The outcome is kept.
 
         Returns:
             None when that takes all records of the id.
         """
+        records = records or {}
         with self._lock:
             ledger = self._ledgers[partition]
-            since, kept, decided = ledger.base, None, not ledger.truncated
             fold = self._kept.get(key)
-            if isinstance(fold, _Fold) and fold.upto >= ledger.base:
-                self._kept.move_to_end(key)
-                since, kept, decided = fold.upto, fold.record, True
-            # As in records.outcome: the first SUCCESS stays, else the latest holds, and a tombstone hides them all.
-            success = kept is not None and kept.kind == RESULT and kept.status == states.SUCCESS
-            offset: int | None = None
-            for flag, candidate in ledger.of(key, since):
-                if flag == _FORGET:
-                    offset, success, decided = candidate, False, True
-                elif not success:
-                    offset, success = candidate, flag == _SUCCESS
-            if not decided:
+            if fold is not None and not fold.holds(partition, ledger):
+                fold = None
+            places = self._places(ledger, key, fold, records)
+            if fold is not None and not fold.whole and not ledger.truncated and _forgets(places):
+                fold = None
+                places = self._places(ledger, key, fold, records)
+            kept = fold.record if fold is not None else None
+            deciding = _deciding(places, kept, fold is not None or not ledger.truncated)
+            if deciding is None:
                 return None
-            if offset is None:
+            if not all(offset in records for offset in deciding):
+                return At(tuple(deciding))
+            if fold is not None:
+                self._kept.move_to_end(key)
+            if not deciding:
                 return Known(kept)
-            record = self._kept.get((partition, offset))
-            if not isinstance(record, Record):
-                return At(offset)
-            self._kept.move_to_end((partition, offset))
-            # Of another key when the hashes collide.
-            return Known(record) if record.key == key else None
+            held = functools.reduce(outcome, (records[offset] for offset in deciding), kept)
+            begin, whole = (fold.begin, fold.whole) if fold is not None else (deciding[0], True)
+            whole = whole and len(deciding) == len(places)
+            self._put(key, _Fold(held, begin, ledger.end, partition, whole))
+            return Known(held)
+
+    @staticmethod
+    def _places(ledger: Ledger, key: Key, fold: _Fold | None, records: Mapping[int, Record]) -> list[tuple[int, int]]:
+        """Return flag and offset of each record of a key behind what was folded already."""
+        return [
+            (flag, offset)
+            for flag, offset in ledger.of(key, fold.upto if fold is not None else ledger.base)
+            # Another key may have the same hash.
+            if offset not in records or records[offset].key == key
+        ]
 
     def extend(self, partition: int, places: Places) -> None:
         """Take in what lies next in a partition."""
@@ -233,39 +252,42 @@ class Index:
                 longest.truncated = True
             self._shrink()
 
-    def keep(self, partition: int, record: Record) -> None:
-        """Keep a record that is asked for."""
-        with self._lock:
-            self._put((partition, record.offset), record)
+    def fold(self, key: Key, record: Record | None, begin: int, upto: int, partition: int) -> None:
+        """Set the outcome of all records of an id before an offset.
 
-    def fold(self, key: Key, record: Record | None, upto: int, partition: int) -> None:
-        """Set the outcome of all records of an id before an offset."""
+        Args:
+            key: kind and id.
+            record: the outcome.
+            begin: offset of the first record that it comes from; ``upto`` when there is none.
+            upto: the offset.
+            partition: its number.
+        """
         with self._lock:
-            self._put(key, _Fold(record, upto, partition))
+            self._put(key, _Fold(record, begin, upto, partition))
 
-    def expire(self, partition: int, timestamp: float) -> None:
-        """Forget records that are older than that."""
+    def expire(self, partition: int, offset: int) -> None:
+        """Forget what lies before an offset, because it is expired."""
         with self._lock:
-            self._ledgers[partition].cut_older(timestamp)
+            self._ledgers[partition].expire(offset)
 
     def restart(self, partition: int) -> None:
-        """Forget everything of a partition, because its stream was deleted and made anew."""
+        """Forget everything of a partition, because its stream was cut, or deleted and declared again."""
         with self._lock:
             self._ledgers[partition] = Ledger()
-            for name, kept in list(self._kept.items()):
-                if (kept.partition if isinstance(kept, _Fold) else name[0]) == partition:
-                    self._drop(name)
+            for key, fold in list(self._kept.items()):
+                if fold.partition == partition:
+                    self._drop(key)
 
-    def _put(self, name: tuple[int, int] | Key, value: Record | _Fold) -> None:
-        self._drop(name)
-        self._kept[name] = value
-        self._kept_bytes += _size(value)
+    def _put(self, key: Key, fold: _Fold) -> None:
+        self._drop(key)
+        self._kept[key] = fold
+        self._kept_bytes += _size(fold)
         self._shrink()
 
-    def _drop(self, name: tuple[int, int] | Key) -> None:
-        value = self._kept.pop(name, None)
-        if value is not None:
-            self._kept_bytes -= _size(value)
+    def _drop(self, key: Key) -> None:
+        fold = self._kept.pop(key, None)
+        if fold is not None:
+            self._kept_bytes -= _size(fold)
 
     def _shrink(self) -> None:
         room = self._limit - self._places_bytes()
@@ -273,6 +295,31 @@ class Index:
             self._drop(next(iter(self._kept)))
 
 
-def _size(value: Record | _Fold) -> int:
-    record = value.record if isinstance(value, _Fold) else value
-    return _ENTRY_BYTES + (record.size if record is not None else 0)
+def _deciding(places: list[tuple[int, int]], kept: Record | None, complete: bool) -> list[int] | None:
+    """Return the offsets of those records that decide, by the rule of :func:`outcome`, without reading the others.
+
+    Args:
+        places: flag and offset of each record behind ``kept``.
+        kept: the outcome of what came before.
+        complete: whether that is known.
+
+    Returns:
+        None when it takes records that are not among them.
+    """
+    if not complete:
+        # A tombstone hides what is not known.
+        return [places[-1][1]] if places and places[-1][0] == _FORGET else None
+    if _forgets(places) or (kept is not None and kept.kind == FORGET):
+        return [offset for _, offset in places]
+    if kept is not None and kept.status == states.SUCCESS:
+        return []
+    first_success = [offset for flag, offset in places if flag == _SUCCESS][:1]
+    return first_success or [offset for _, offset in places]
+
+
+def _forgets(places: list[tuple[int, int]]) -> bool:
+    return any(flag == _FORGET for flag, _ in places)
+
+
+def _size(fold: _Fold) -> int:
+    return _ENTRY_BYTES + (fold.record.size if fold.record is not None else 0)

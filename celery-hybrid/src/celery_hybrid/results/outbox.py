@@ -32,15 +32,19 @@ _BUSY_SECONDS = 5.0
 _FREE_BYTES = 16 * 1024 * 1024
 # SQLite needs room to remove records as well: on a full disk this file is given up for that moment.
 _BALLAST_BYTES = 1024 * 1024
-_VERSION = 1
+_VERSION = 2
 # In quotes: one of the names is a keyword of SQL.
 _COLUMNS = tuple(f'"{field.name}"' for field in fields(Record) if field.name != "offset")
+# What version 1 did not have. Workers of both versions may use the file while a release is rolled out: what the old
+# one adds gets these values, and it ignores the columns.
+_ADDED = {"run": "INTEGER NOT NULL DEFAULT 0", "retries": "INTEGER NOT NULL DEFAULT -1"}
+_FIRST_COLUMNS = tuple(name for name in _COLUMNS if name.strip('"') not in _ADDED)
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS records (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, reply_to TEXT, size INTEGER NOT NULL, {", ".join(_COLUMNS)}
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, reply_to TEXT, size INTEGER NOT NULL, {", ".join(_FIRST_COLUMNS)}
 );
 CREATE TABLE IF NOT EXISTS refused (
-    seq INTEGER PRIMARY KEY, reason TEXT NOT NULL, reply_to TEXT, size INTEGER NOT NULL, {", ".join(_COLUMNS)}
+    seq INTEGER PRIMARY KEY, reason TEXT NOT NULL, reply_to TEXT, size INTEGER NOT NULL, {", ".join(_FIRST_COLUMNS)}
 );
 CREATE TABLE IF NOT EXISTS totals (count INTEGER NOT NULL, size INTEGER NOT NULL, dropped INTEGER NOT NULL);
 INSERT INTO totals SELECT 0, 0, 0 WHERE NOT EXISTS (SELECT 1 FROM totals);
@@ -447,7 +451,8 @@ class Outbox:
                 database.execute("PRAGMA journal_mode=WAL")
                 # The name tells this file from one that takes its place, whose records have the same numbers.
                 name = "" if version else f"PRAGMA application_id={secrets.randbits(31)};"
-                database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {name} PRAGMA user_version={_VERSION}; COMMIT;")
+                database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {name} COMMIT;")
+                _migrate(database)
                 self._take_ballast()
             (name,) = database.execute("PRAGMA application_id").fetchone()
         except BaseException:
@@ -472,3 +477,14 @@ def _file_at(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _migrate(database: sqlite3.Connection) -> None:
+    """Add the columns that a file of an earlier version lacks; what waits in it is delivered as before."""
+    database.execute("BEGIN IMMEDIATE")
+    for table in ("records", "refused"):
+        present = {row[1] for row in database.execute(f"PRAGMA table_info({table})")}
+        for name in _ADDED.keys() - present:
+            database.execute(f"ALTER TABLE {table} ADD COLUMN {name} {_ADDED[name]}")
+    database.execute(f"PRAGMA user_version={_VERSION}")
+    database.execute("COMMIT")

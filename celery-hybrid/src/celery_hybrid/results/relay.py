@@ -11,7 +11,7 @@ import time
 
 from celery_hybrid.errors import OutboxError, RecordTooLargeError, TopologyError
 from celery_hybrid.rabbitmq.publisher import Publisher
-from celery_hybrid.rabbitmq.records import DEAD_LETTER
+from celery_hybrid.rabbitmq.records import DEAD_LETTER, superseded
 from celery_hybrid.results.content import failure_instead
 from celery_hybrid.results.outbox import Outbox, Waiting
 
@@ -191,9 +191,15 @@ class Relay:
 
     def _deliver(self, batch: list[Waiting]) -> tuple[list[int], Exception | None]:
         """Publish records until one fails; return the places of those that are done with, and why it ended."""
+        needed = _needed(batch)
         if self.state == OPEN:
             # RabbitMQ may still be away: the first one finds out.
-            return self._deliver_singly(batch[:1])
+            done, failure = self._deliver_singly(needed[:1])
+        else:
+            done, failure = self._deliver_together(needed)
+        return [waiting.seq for waiting in batch if done and waiting.seq <= done[-1]], failure
+
+    def _deliver_together(self, batch: list[Waiting]) -> tuple[list[int], Exception | None]:
         done: list[int] = []
         try:
             for place, _ in enumerate(self._publisher.publish_all([(each.record, each.reply_to) for each in batch])):
@@ -230,7 +236,7 @@ class Relay:
 
         RabbitMQ takes a small record at the same place each time: then it is not away.
         """
-        first = next((waiting for waiting in batch if not confirmed or waiting.seq > confirmed[-1]), None)
+        first = next((each for each in _needed(batch) if not confirmed or each.seq > confirmed[-1]), None)
         elsewhere = isinstance(failure, (TopologyError, OutboxError))
         if first is None or elsewhere or first.record.kind == DEAD_LETTER:
             self._fails.reset()
@@ -258,6 +264,12 @@ class Relay:
         if time.monotonic() - self._complained > _REPORT_SECONDS:
             self._complained = time.monotonic()
             logger.error(text, *values)
+
+
+def _needed(batch: list[Waiting]) -> list[Waiting]:
+    """Return those that no later one of the batch makes meaningless."""
+    outdated = superseded([waiting.record for waiting in batch])
+    return [waiting for place, waiting in enumerate(batch) if place not in outdated]
 
 
 class _Failing:

@@ -6,7 +6,8 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 import amqp
@@ -16,10 +17,14 @@ from celery_hybrid.rabbitmq.connection import Servers
 from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.receiver import Receiver
 from celery_hybrid.rabbitmq.records import RESULT, Record, outcome
+from celery_hybrid.results.archive import Ends, ends_of
 
 REPLIES = "replies"
 
-#: Ids of tasks sent from here whose results were not pushed yet; beyond that the oldest count as unknown.
+# While tasks are sent, it is noted so often where the archive ends.
+_ENDS_SECONDS = 60.0
+
+#: Ids of tasks sent from here that are remembered; beyond that the oldest count as unknown.
 SENT_LIMIT = 20_000
 
 
@@ -33,6 +38,21 @@ class Waiter(Protocol):
         """Take a record; called by the receiving thread, must not block."""
 
 
+@dataclass
+class Sent:
+    """What is known of a task that was sent from here.
+
+    Attributes:
+        at: when, by the monotonic clock.
+        ends: where the archive ended before; None when that is not known.
+        pushed: whether its final result was pushed.
+    """
+
+    at: float
+    ends: Ends | None
+    pushed: bool = False
+
+
 class Mailbox:
     """Brings records to those who wait for them, and keeps those that nobody waits for yet.
 
@@ -44,10 +64,16 @@ class Mailbox:
         self._limit = limit
         self._lock = threading.Lock()
         self._waiters: tuple[weakref.ref[Waiter], ...] = ()
-        self._early: OrderedDict[str, Record] = OrderedDict()
+        # What was pushed, and the ids of those that nobody has taken yet.
+        self._pushed: OrderedDict[str, Record] = OrderedDict()
+        self._early: set[str] = set()
         self._size = 0
-        self._sent: OrderedDict[str, float] = OrderedDict()
-        self._sure_since = 0.0
+        self._sent: OrderedDict[str, Sent] = OrderedDict()
+        self._sure_since = float("-inf")
+        #: Where the archive ended, lately.
+        self.ends: Ends | None = None
+        #: When a task was sent from here, lately, by the monotonic clock.
+        self.latest = float("-inf")
 
     def join(self, waiter: Waiter) -> None:
         """Add somebody who may wait; it is forgotten when nobody else refers to it."""
@@ -56,35 +82,57 @@ class Mailbox:
             self._waiters = (*living, weakref.ref(waiter))
 
     def sent(self, task_id: str) -> None:
-        """Note that a task was sent from here while the reply queue was there, so its result will be pushed."""
+        """Note that a task is sent from here while the reply queue is there, so its result will be pushed."""
         with self._lock:
-            self._sent[task_id] = time.time()
-            if len(self._sent) > SENT_LIMIT:
-                self._sent.popitem(last=False)
+            self.latest = time.monotonic()
+            self._remember(task_id, Sent(self.latest, self.ends))
+
+    def follow(self, task_id: str, others: Iterable[str]) -> None:
+        """Note that tasks will be sent by others, for this process, behind one that was sent from here."""
+        sent = self._sent.get(task_id)
+        if sent is None:
+            return
+        for other in others:
+            with self._lock:
+                if other not in self._sent:
+                    self._remember(other, Sent(sent.at, sent.ends))
+
+    def _remember(self, task_id: str, sent: Sent) -> None:
+        # The id may have been used before.
+        self._discard(task_id)
+        self._sent[task_id] = sent
+        self._sent.move_to_end(task_id)
+        if len(self._sent) > SENT_LIMIT:
+            self._sent.popitem(last=False)
 
     def expects(self, task_id: str) -> bool:
-        """Tell whether the result of a task will be pushed, or was."""
-        return self._sent.get(task_id, -1.0) >= self._sure_since or task_id in self._early
+        """Tell whether the result of a task will be pushed, or was and has not been taken."""
+        sent = self._sent.get(task_id)
+        return task_id in self._early or (sent is not None and not sent.pushed and sent.at >= self._sure_since)
 
-    def sent_at(self, task_id: str) -> float | None:
-        """Return when a task was sent from here, in seconds since the epoch; None when that is not known."""
-        return self._sent.get(task_id)
+    def ends_before(self, task_id: str) -> Ends | None:
+        """Return where the archive ended before a task was sent, if from here; None when that is not known."""
+        sent = self._sent.get(task_id)
+        return sent.ends if sent is not None else None
 
     def unsure(self) -> None:
         """Expect no push of what was sent before: the queue was away for a while."""
         with self._lock:
-            self._sure_since = time.time()
+            self._sure_since = time.monotonic()
 
     def deliver(self, record: Record) -> None:
         """Bring a record to all who wait for its task; keep it when nobody does."""
         if record.kind != RESULT:
             return
         with self._lock:
-            if record.ready:
-                self._sent.pop(record.id, None)
+            sent = self._sent.get(record.id)
+            if sent is not None and record.ready:
+                sent.pushed = True
             # Kept first, looked for second: somebody who begins to wait at this moment does it the other way round.
-            self._keep(record)
+            held = self._keep(record)
             waiters = self._waiters
+        if not held.ready and record.ready:
+            return  # of an earlier run: the task runs again, and its end is still to come
         wanted = False
         for reference in waiters:
             waiter = reference()
@@ -97,21 +145,46 @@ class Mailbox:
     def take(self, task_id: str) -> Record | None:
         """Return what was kept for a task, once."""
         with self._lock:
-            record = self._early.pop(task_id, None)
-            if record is not None:
-                self._size -= record.size
-            return record
+            early = task_id in self._early
+            self._early.discard(task_id)
+            return self._pushed.get(task_id) if early else None
 
-    def _keep(self, record: Record) -> None:
-        early = self._early.pop(record.id, None)
-        if early is not None:
-            self._size -= early.size
-        merged = outcome(early, record)
-        self._early[record.id] = merged
-        self._size += merged.size
-        while self._size > self._limit and self._early:
-            _, oldest = self._early.popitem(last=False)
-            self._size -= oldest.size
+    def look(self, task_id: str) -> Record | None:
+        """Return what was pushed of a task, if it is still there; others may have taken it."""
+        return self._pushed.get(task_id)
+
+    def add(self, record: Record) -> None:
+        """Take in what was found in the archive, as if it had been pushed and taken."""
+        with self._lock:
+            early = record.id in self._early
+            self._keep(record)
+            if not early:
+                self._early.discard(record.id)
+
+    def forget(self, task_id: str) -> None:
+        """Drop what was pushed of a task."""
+        with self._lock:
+            self._discard(task_id)
+
+    def _keep(self, record: Record) -> Record:
+        """Keep the outcome of what was pushed of a task, and return it."""
+        before = self._pushed.get(record.id)
+        if record.id not in self._early and before is not None and before.ready:
+            before = None  # it was taken; the id is used again
+        held = outcome(before, record)
+        self._discard(record.id)
+        self._pushed[record.id] = held
+        self._early.add(record.id)
+        self._size += held.size
+        while self._size > self._limit and self._pushed:
+            self._discard(next(iter(self._pushed)))
+        return held
+
+    def _discard(self, task_id: str) -> None:
+        record = self._pushed.pop(task_id, None)
+        self._early.discard(task_id)
+        if record is not None:
+            self._size -= record.size
 
 
 class Replies(Receiver):
@@ -161,6 +234,16 @@ class Replies(Receiver):
         )
         # Between two connections something may have been pushed to a queue that was gone.
         self._mailbox.unsure()
+        self._note_ends(channel.connection)
+
+    def _idle(self) -> None:
+        noted = self._mailbox.ends.at if self._mailbox.ends is not None else float("-inf")
+        if self._connection is not None and self._mailbox.latest > noted + _ENDS_SECONDS:
+            self._note_ends(self._connection)
+
+    def _note_ends(self, connection: amqp.Connection) -> None:
+        """Note where the archive ends: who waits for a task that is sent from now on reads no further back."""
+        self._mailbox.ends = ends_of(connection, self._options.partitions)
 
     def _leave(self, channel: amqp.Channel) -> None:
         # Nobody will ever ask for this address again.

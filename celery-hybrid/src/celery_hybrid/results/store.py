@@ -10,7 +10,7 @@ import tempfile
 import threading
 import uuid
 import weakref
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from celery_hybrid.results import topology
 from celery_hybrid.results.archive import Archive
 from celery_hybrid.results.chords import ChordKeeper
 from celery_hybrid.results.content import Refusals
+from celery_hybrid.results.journal import Journal
 from celery_hybrid.results.outbox import Outbox
 from celery_hybrid.results.relay import Relay
 from celery_hybrid.results.replies import Mailbox, Replies
@@ -71,16 +72,18 @@ class Store:
         # One of their own: a queue of dead letters that is full must not hold results up.
         self.letter_box = self._outbox(LETTERS)
         self._assemble(share_address(app))
+        signals.before_task_publish.connect(self.published)
 
     def _assemble(self, reply_to: str) -> None:
         options = self._options
         servers = Servers(self._servers, options)
         self.reply_to = reply_to
         self._declared = not options.declare
-        self.mailbox = Mailbox(options.reply_buffer_bytes)
+        self.mailbox = mailbox = Mailbox(options.reply_buffer_bytes)
         self.publisher = Publisher(servers, options, self._prepare)
-        self.archive = Archive(servers, options, self._expires, self._prepare)
+        self.archive = Archive(servers, options, self._expires, self._prepare, lambda: mailbox.ends)
         self.replies = Replies(servers, options, reply_to, self.mailbox, self._prepare)
+        self.journal = Journal(servers, options, self._prepare) if options.survive_power_loss else None
         self.chords = ChordKeeper(servers, options, self._prepare, self._app, self._expires)
         self.writer: Writer | None = None
         self.relay: Relay | None = None
@@ -139,18 +142,32 @@ class Store:
             self.letter_box.add(letter, None, reserve=True)
         self.letter_relay.start()
 
+    def result(self, task_id: str, timeout: float | None = None) -> Record | None:
+        """Return the record that holds for a task, or None; as :meth:`results`."""
+        return self.results([task_id], timeout=timeout).get(task_id)
+
     def results(
-        self, task_ids: Collection[str], max_age: float | None = None, timeout: float | None = None
+        self,
+        task_ids: Collection[str],
+        max_age: float | None = None,
+        timeout: float | None = None,
+        pause: Callable[[], bool] | None = None,
     ) -> dict[str, Record]:
         """Return what the archive has of tasks, as :meth:`Archive.results` does.
 
-        Of those that were sent from here nothing older is read than they are.
+        Of those that were sent from here, and of those that follow on them, nothing older is read than they are.
         """
-        look = partial(self.archive.results, max_age=max_age, timeout=timeout)
-        sent = {task_id: at for task_id in task_ids if (at := self.mailbox.sent_at(task_id)) is not None}
-        unknown = [task_id for task_id in task_ids if task_id not in sent]
-        found = look(list(sent), since=min(sent.values())) if sent else {}
+        look = partial(self.archive.results, max_age=max_age, timeout=timeout, pause=pause)
+        ends = {task_id: before for task_id in task_ids if (before := self.mailbox.ends_before(task_id)) is not None}
+        unknown = [task_id for task_id in task_ids if task_id not in ends]
+        found = look(list(ends), since=min(ends.values(), key=lambda each: each.at)) if ends else {}
         return found | (look(unknown) if unknown else {})
+
+    def published(self, sender: Any = None, headers: Any = None, body: Any = None, **_: Any) -> None:  # noqa: ARG002
+        """Note the tasks that others will send when one that was sent from here has ended: of its chain and chord."""
+        task_id = headers.get("id") if isinstance(headers, dict) else None
+        if isinstance(task_id, str) and isinstance(body, (list, tuple)) and len(body) > 2:
+            self.mailbox.follow(task_id, _ids_in(body[2]))
 
     def dead_letter(self, message: amqp.Message, routing_key: str) -> None:
         """Publish a dead letter; raises what :meth:`Publisher.publish` does."""
@@ -162,6 +179,8 @@ class Store:
             return
         self._serving = os.getpid()
         self.chords.start(wait=False)
+        if self.journal is not None:
+            self.journal.start(wait=False)
         if self.relay is None or self.outbox is None:
             return
         try:
@@ -213,6 +232,8 @@ class Store:
         """End the connections; the next use opens them again, except for the push path."""
         self.chords.stop()
         self.replies.stop()
+        if self.journal is not None:
+            self.journal.stop()
         for relay in (self.relay, self.letter_relay):
             if relay is not None:
                 relay.stop()
@@ -222,13 +243,18 @@ class Store:
             outbox.close()
 
     @property
+    def _parts(self) -> tuple[Any, ...]:
+        relays = (self.relay, self.letter_relay)
+        return (self.publisher, self.archive, self.replies, self.chords, self.journal, *relays)
+
+    @property
     def outboxes(self) -> list[Outbox]:
         """The files that records wait in."""
         return [outbox for outbox in (self.outbox, self.letter_box) if outbox is not None]
 
     def after_fork(self) -> None:
         """Begin anew in a child: its parent goes on using the connections, and locks may be held for ever."""
-        for part in (self.publisher, self.archive, self.replies, self.chords, self.relay, self.letter_relay):
+        for part in self._parts:
             if part is not None:
                 part.abandon()
         for outbox in self.outboxes:
@@ -236,6 +262,22 @@ class Store:
         app = self._app()
         if app is not None:
             self._assemble(share_address(app))
+
+
+def _ids_in(embedded: Any) -> set[str]:
+    """Return the ids of the signatures that a message carries: ``chain``, ``chord`` and what is nested in them."""
+    found: set[str] = set()
+    left = [embedded]
+    while left:
+        each = left.pop()
+        if isinstance(each, dict):
+            options = each.get("options")
+            if isinstance(options, dict) and isinstance(options.get("task_id"), str):
+                found.add(options["task_id"])
+            left += each.values()
+        elif isinstance(each, (list, tuple)):
+            left += each
+    return found
 
 
 def default_outbox(servers: list[urls.Server]) -> Path:

@@ -7,16 +7,17 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery import states
 from celery.backends.asynchronous import BaseResultConsumer, Drainer
 from celery.exceptions import BackendGetMetaError
-from celery.result import AsyncResult
+from celery.result import AsyncResult, ResultSet
 from kombu.utils.compat import detect_environment
 
-from celery_hybrid.errors import IdError, ResultStoreUnreachableError
+from celery_hybrid.errors import IdError, ResultStoreError, ResultStoreUnreachableError
 from celery_hybrid.names import id_of
 from celery_hybrid.rabbitmq.records import Record
 
@@ -75,6 +76,22 @@ def _has_failed(p: Any) -> bool:
     return any(isinstance(result, AsyncResult) and result.state in states.PROPAGATE_STATES for result in results)
 
 
+def _parents_of(result: Any) -> frozenset[str]:
+    """Return the ids of the tasks that Celery asks for before it waits for a result any longer."""
+    found: set[str] = set()
+    node = getattr(result, "parent", None)
+    while node is not None:
+        left = [node]
+        while left:
+            each = left.pop()
+            if isinstance(each, ResultSet):
+                left += each.results
+            else:
+                found.add(each.id)
+        node = node.parent
+    return frozenset(found)
+
+
 class ResultConsumer(BaseResultConsumer):
     """Collects results for the waiters of one backend, which is those of one thread.
 
@@ -94,6 +111,8 @@ class ResultConsumer(BaseResultConsumer):
         self._wanted: set[str] = set()
         # Ids that were not given as plain text, by their text: Celery finds those who wait by what they have given.
         self._spellings: dict[str, Any] = {}
+        # What this thread asks for while it waits.
+        self._asked = threading.local()
         self._reset()
 
     def _reset(self) -> None:
@@ -169,6 +188,14 @@ class ResultConsumer(BaseResultConsumer):
             raise TimeoutError
         self._hand_over_next()
 
+    def _wait_for_pending(
+        self, result: Any, timeout: float | None = None, on_interval: Callable[[], Any] | None = None, **kwargs: Any
+    ) -> Any:
+        """Wait as Celery does; while it asks for the parents of a result, what was pushed answers."""
+        if on_interval is not None:
+            on_interval = partial(self._ask, result, on_interval)
+        return super()._wait_for_pending(result, timeout=timeout, on_interval=on_interval, **kwargs)
+
     def drain_events_until(
         self, p: Any, timeout: float | None = None, on_interval: Callable[[], Any] | None = None
     ) -> Iterator[None]:
@@ -208,8 +235,8 @@ class ResultConsumer(BaseResultConsumer):
                     self.drain_events(timeout=pause)
                     lookout.pushed()
             yield
-            # Celery looks there whether a parent has failed, which takes a look-up for each of them. At the end as
-            # well: what a chord's header has raised says more than the ChordError of its body.
+            # Celery looks there whether a parent has failed. At the end as well: what a chord's header has raised says
+            # more than the ChordError of its body.
             if on_interval and (time.monotonic() >= interval_at or _has_failed(p)):
                 interval_at = time.monotonic() + _INTERVAL
                 self._call(on_interval)
@@ -223,10 +250,44 @@ class ResultConsumer(BaseResultConsumer):
             if not isinstance(exc.__cause__, ResultStoreUnreachableError):
                 raise
 
+    def _ask(self, result: Any, on_interval: Callable[[], Any]) -> None:
+        """Call what Celery wants to be called; look into the archive for parents only when they were not pushed."""
+        asked = self._asked
+        asked.parents, asked.unknown = _parents_of(result), set()
+        try:
+            on_interval()
+            failed = _has_failed(result.on_ready)
+            store = self.backend.store
+            unsure = not store.replies.listening
+            missing = {each for each in asked.unknown if failed or unsure or not store.mailbox.expects(each)}
+            if missing:
+                for record in store.results(missing, max_age=_INTERVAL, pause=self._disturbed).values():
+                    if record.ready:
+                        store.mailbox.add(record)
+                on_interval()
+        except ResultStoreUnreachableError as exc:
+            logger.debug("The parents of %s are not known: %s", result.id, exc)
+        finally:
+            asked.parents, asked.unknown = frozenset(), set()
+
+    def pushed_parent(self, task_id: str) -> tuple[bool, Record | None]:
+        """Return whether this thread asks for a task as a parent of what it waits for, and what was pushed of it."""
+        asked = self._asked
+        if task_id not in getattr(asked, "parents", ()):
+            return False, None
+        record = self.backend.store.mailbox.look(task_id)
+        if record is None or not record.ready:
+            asked.unknown.add(task_id)
+            return True, None
+        return True, record
+
+    def _disturbed(self) -> bool:
+        return bool(self._inbox)
+
     def _lookout(self, timeout: float | None, first: float | None = None) -> Lookout:
         options, store = self.backend.options, self.backend.store
         if not store.replies.listening or not all(store.mailbox.expects(task_id) for task_id in list(self._wanted)):
-            # Sent by somebody else, or pushed already: it may well be there.
+            # Sent for somebody else, or pushed already: it may well be there.
             first = 0.0
         pushed = store.replies.listening
         if first is None:
@@ -241,21 +302,43 @@ class ResultConsumer(BaseResultConsumer):
         if not wanted:
             return
         try:
-            # Threads that wait for different tasks share the reading: half a second is new enough.
-            found = self.backend.store.results(
-                wanted,
-                max_age=min(0.5, self.backend.options.poll_interval / 2),
-                timeout=remaining if remaining is None or remaining > 0 else SHORTEST_LOOK,
-            )
+            found = self._results(wanted, remaining)
         except ResultStoreUnreachableError as exc:
             # It may come back in time; the receiver has said so already if it was listening.
             logger.debug("Waiting for %d results goes on: %s", len(wanted), exc)
             return
+        except ResultStoreError:
+            raise
+        except Exception:
+            # One of them cannot even be looked up, which is not the others' fault.
+            found = self._one_by_one(wanted, remaining)
         for record in found.values():
             if record.ready:
                 self._hand_over(record)
         if found:
             self._announce()
+
+    def _results(self, wanted: Collection[str], remaining: float | None) -> dict[str, Record]:
+        # Threads that wait for different tasks share the reading: half a second is new enough.
+        return self.backend.store.results(
+            wanted,
+            max_age=min(0.5, self.backend.options.poll_interval / 2),
+            timeout=remaining if remaining is None or remaining > 0 else SHORTEST_LOOK,
+            pause=self._disturbed,
+        )
+
+    def _one_by_one(self, wanted: Collection[str], remaining: float | None) -> dict[str, Record]:
+        """Look for each result on its own; whoever waits for one that cannot be looked up gets the error."""
+        found: dict[str, Record] = {}
+        for task_id in wanted:
+            try:
+                found |= self._results([task_id], remaining)
+            except ResultStoreError as exc:
+                logger.debug("Waiting for %s goes on: %s", task_id, exc)
+            except Exception as exc:
+                meta = {"status": states.FAILURE, "result": exc, "traceback": None, "children": []}
+                self.on_state_change({**meta, "task_id": task_id}, None)
+        return found
 
     def _hand_over_next(self) -> None:
         try:
