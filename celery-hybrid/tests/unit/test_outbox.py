@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sqlite3
 import stat
+import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -170,6 +173,103 @@ def test_space_is_given_back(path: Path) -> None:
     outbox.remove(outbox.oldest(100)[-1].seq)
     outbox.shrink()
     assert path.stat().st_size < large / 4
+
+
+@pytest.mark.parametrize("replacement", [None, b"", b"no database " * 1000])
+def test_a_file_that_is_deleted_or_replaced_is_left_and_its_loss_is_named(
+    path: Path, replacement: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    outbox, other = Outbox(path, 10, 1 << 20), Outbox(path, 10, 1 << 20)
+    outbox.add(record("a"), None)
+    outbox.add(record("b"), None)
+    assert other.waiting()
+    for each in path.parent.glob("outbox.sqlite3*"):
+        each.unlink()
+    if replacement is not None:
+        path.write_bytes(replacement)
+    outbox.add(record("c"), None)
+    assert "It held 2 results that RabbitMQ had not taken." in caplog.text
+    # Every process uses what is there now.
+    assert [waiting.record.id for waiting in other.oldest(5)] == ["c"]
+    assert [waiting.record.id for waiting in Outbox(path, 10, 1 << 20).oldest(5)] == ["c"]
+
+
+def test_what_was_set_aside_can_wait_again_or_be_discarded(path: Path) -> None:
+    outbox = Outbox(path, 10, 1 << 20)
+    for name in "abc":
+        outbox.add(record(name), name)
+    instead = record("a", b"short")
+    outbox.set_aside(outbox.oldest(1)[0].seq, "too large", instead)
+    assert [waiting.record for waiting in outbox.oldest(1)] == [instead]
+    # Not even what takes its place can be delivered: nothing takes the place of that.
+    outbox.set_aside(outbox.oldest(1)[0].seq, "still", record("a", b"shorter"))
+    outbox.set_aside(outbox.oldest(1)[0].seq, "no")
+    first, second = outbox.refused()
+    assert (first.reason, first.record, first.reply_to) == ("too large", record("a"), "a")
+    outbox.take_back(first.seq)
+    outbox.discard(second.seq)
+    assert [(each.record, each.reply_to) for each in outbox.oldest(5)] == [(record("c"), "c"), (record("a"), "a")]
+    assert list(outbox.refused()) == []
+    assert (outbox.depth().count, outbox.depth().size) == (2, record("a").size + record("c").size)
+
+
+def test_a_batch_is_bounded_by_its_bytes(path: Path) -> None:
+    outbox = Outbox(path, 10, 1 << 20)
+    for name in "abc":
+        outbox.add(record(name, b"x" * 10_000), None)
+    assert [waiting.record.id for waiting in outbox.oldest(10, 25_000)] == ["a", "b"]
+    assert [waiting.record.id for waiting in outbox.oldest(10, 1)] == ["a"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+class TestFullDisk:
+    """On a file system of its own that has no byte left."""
+
+    @pytest.fixture
+    def disk(self, tmp_path: Path) -> Iterator[Path]:
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", folder], check=False).returncode:
+            pytest.skip("no file system can be mounted here")
+        yield folder
+        subprocess.run(["umount", "-l", folder], check=True)
+
+    @staticmethod
+    def fill(disk: Path, name: str = "filler") -> None:
+        with contextlib.suppress(OSError), (disk / name).open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    def test_what_was_delivered_is_removed(self, disk: Path) -> None:
+        outbox = Outbox(disk / "outbox.sqlite3", 1000, 1 << 30)
+        for number in range(200):
+            outbox.add(record(str(number), b"x" * 5000), None)
+        self.fill(disk)
+        with pytest.raises(FullError, match="only 0 bytes left"):
+            outbox.add(record("no room"), None)
+        outbox.remove(outbox.oldest(100)[-1].seq)
+        outbox.remove(outbox.oldest(100)[-1].seq)
+        assert not outbox.holds()
+        # A process that starts on the full disk.
+        assert not Outbox(disk / "outbox.sqlite3", 1000, 1 << 30).waiting()
+
+    def test_what_cannot_be_removed_is_remembered(self, disk: Path) -> None:
+        outbox = Outbox(disk / "outbox.sqlite3", 1000, 1 << 30)
+        for number in range(50):
+            outbox.add(record(str(number), b"x" * 5000), None)
+        with outbox.progress.alone():
+            (disk / "outbox.sqlite3.ballast").unlink()
+            self.fill(disk)
+            last = outbox.oldest(50)[-1].seq
+            with pytest.raises(OutboxError, match="full"):
+                outbox.remove(last)
+            outbox.remember(last)
+        again = Outbox(disk / "outbox.sqlite3", 1000, 1 << 30)
+        assert (again.waiting(), again.holds(), again.depth().count) == (False, True, 0)
+        (disk / "filler").unlink()
+        with again.progress.alone():
+            again.remove(again.delivered())
+        assert (again.holds(), again.delivered()) == (False, -1)
 
 
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

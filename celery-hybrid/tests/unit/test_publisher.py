@@ -7,13 +7,19 @@ from typing import Any
 import amqp
 import pytest
 
-from celery_hybrid.errors import ResultStoreStartingError, ResultStoreUnreachableError, TopologyError
+from celery_hybrid.errors import (
+    RecordTooLargeError,
+    ResultStoreError,
+    ResultStoreStartingError,
+    ResultStoreUnreachableError,
+    TopologyError,
+)
 from celery_hybrid.rabbitmq import connection
 from celery_hybrid.rabbitmq.confirms import ConfirmedChannel
 from celery_hybrid.rabbitmq.connection import Link, translated
 from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.publisher import Publisher
-from celery_hybrid.rabbitmq.records import RESULT, Record
+from celery_hybrid.rabbitmq.records import DEAD_LETTER, RESULT, Record
 
 
 class Channel:
@@ -147,6 +153,87 @@ def test_many_confirms_at_once_and_in_any_order() -> None:
     server.pending.clear()
     with pytest.raises(TimeoutError):
         channel.wait(late, 0.01)
+
+
+def test_many_are_published_before_the_first_is_confirmed_and_told_in_order() -> None:
+    servers = Servers()
+    publisher = Publisher(servers, Options(), lambda _: None)  # type: ignore[arg-type]
+    batch = [(Record(str(number), RESULT), None) for number in range(3)]
+    under_way = []
+    for _ in publisher.publish_all(batch):
+        assert publisher._channel is not None
+        under_way.append((len(servers.kept), publisher._channel.unconfirmed))
+    assert under_way == [(3, 2), (3, 1), (3, 0)]
+    assert publisher._link.connected
+
+
+def test_those_behind_one_that_fails_do_not_count_as_stored() -> None:
+    servers = Servers()
+    publisher = Publisher(servers, Options(confirm_timeout=0.1), lambda _: None)  # type: ignore[arg-type]
+    publisher.publish(Record("before", RESULT))
+    servers.failures = [None, amqp.exceptions.MessageNacked(), None]  # type: ignore[list-item]
+    storing = publisher.publish_all([(Record(str(number), RESULT), None) for number in range(3)])
+    next(storing)
+    with pytest.raises(ResultStoreUnreachableError, match="storing a result: RabbitMQ did not keep it"):
+        next(storing)
+    assert not publisher._link.connected
+
+
+def test_a_large_record_is_given_more_time_and_each_attempt_more() -> None:
+    waited: list[float] = []
+    publisher = Publisher(Servers(), Options(confirm_timeout=3), lambda _: None)  # type: ignore[arg-type]
+    publisher.publish(Record("first", RESULT))
+    assert publisher._channel is not None
+    publisher._channel.wait = lambda _, timeout: not waited.append(timeout)  # type: ignore[func-returns-value,method-assign,misc]
+    publisher.publish(Record("small", RESULT))
+    publisher.publish(Record("large", RESULT, body=bytes(10_000_000)))
+    publisher.publish(Record("large", RESULT, body=bytes(10_000_000)), attempt=3)
+    publisher.publish(Record("large", RESULT, body=bytes(10_000_000)), patience=1)
+    assert [round(seconds, 1) for seconds in waited] == [3, 13, 39, 1]
+
+
+def test_a_record_is_not_blamed_for_another_that_is_too_large_and_under_way() -> None:
+    servers = Servers()
+    publisher = Publisher(servers, Options(), lambda _: None)  # type: ignore[arg-type]
+    publisher.publish(Record("large", RESULT, status="STARTED"))
+    assert publisher._channel is not None
+    publisher._channel._channel.pending.clear()
+    servers.failures.append(amqp.exceptions.PreconditionFailed("message size 17 is larger than configured max size 16"))
+    publisher.publish(Record("small", RESULT, status="SUCCESS"))
+    assert servers.connections == 2
+    servers.failures.append(amqp.exceptions.PreconditionFailed("message size 17 is larger than configured max size 16"))
+    with pytest.raises(RecordTooLargeError):
+        publisher.publish(Record("large", RESULT, status="SUCCESS"))
+
+
+def test_errors_name_what_was_to_be_stored() -> None:
+    servers = Servers()
+    servers.no_queue = True
+    publisher = Publisher(servers, Options(), lambda _: None)  # type: ignore[arg-type]
+    with pytest.raises(
+        TopologyError, match=r"^storing a dead letter: RabbitMQ has nothing bound to the exchange celery\.dlx"
+    ):
+        publisher.publish(Record("id", DEAD_LETTER, subject="task.failed"))
+    with pytest.raises(TopologyError, match=r"^storing a dead letter: "):
+        publisher.dead_letter(amqp.Message(b""), "result.refused")
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "delete"),
+    [
+        ("delivery acknowledgement on channel 1 timed out. Timeout value used: 1800000 ms", OSError, False),
+        ("unknown delivery tag 7", OSError, False),
+        ("inequivalent arg 'x-queue-type' for queue 'celery.results.0'", TopologyError, True),
+        ("invalid arg 'x-max-length'", ResultStoreError, False),
+        ("message size 17 is larger than configured max size 16", RecordTooLargeError, False),
+    ],
+)
+def test_only_other_arguments_lead_to_the_advice_to_delete_an_object(text: str, error: type, delete: bool) -> None:
+    with pytest.raises(ResultStoreError) as caught, translated("looking"):
+        raise amqp.exceptions.PreconditionFailed(text)
+    assert isinstance(caught.value, error)
+    assert isinstance(caught.value, TopologyError) == delete
+    assert ("has to be deleted" in str(caught.value)) == delete
 
 
 @pytest.mark.parametrize(

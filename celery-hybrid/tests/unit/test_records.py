@@ -197,6 +197,16 @@ def test_expired():
     assert record.expired(60, 1061)
 
 
+@pytest.mark.parametrize("task_id", ["x" * 201, "ü" * 4000])
+def test_a_long_id_comes_back_whole(task_id):
+    record = Record(task_id, RESULT, status="SUCCESS", body=b"{}")
+    message = record.to_message("client")
+    headers = message.properties["application_headers"]
+    assert len(message.properties["correlation_id"]) < 100
+    assert headers["x-stream-filter-value"] == message.properties["correlation_id"]
+    assert Record.from_message(message).id == task_id
+
+
 def test_parts_of_chords_survive_in_their_queue():
     assert Record("id", CHORD_PART, group="g").to_message().properties["delivery_mode"] == 2
 

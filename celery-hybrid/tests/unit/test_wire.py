@@ -19,6 +19,7 @@ RECORDS = [
     Record("c", GROUP, subject=GROUP, body=b"\xce" * 300_000, offset=8),
     Record.tombstone("é" * 20, GROUP),
     Record("", "seed", subject="seed"),
+    Record("long" * 2000, RESULT, status="FAILURE", body=b"{}"),
 ]
 
 

@@ -1,0 +1,34 @@
+"""Nothing that others have written acts on the terminal of a person."""
+
+from __future__ import annotations
+
+import pytest
+
+from celery_hybrid.terminal import printable
+
+
+@pytest.mark.parametrize(
+    "evil",
+    [
+        "\x1b[31m",
+        "\x1b]0;title\x07",
+        "a\nb",
+        "a\rb",
+        "\x9b31m",
+        "\x7f",
+        "\u202e",
+        "\u2066",
+        "\u200b",
+        "\u2028",
+        "\ud800",
+        "\0",
+    ],
+)
+def test_control_characters_become_escapes(evil: str) -> None:
+    shown = printable(evil)
+    assert shown.isprintable()
+    assert shown.encode().decode("unicode_escape") == evil
+
+
+def test_other_text_stays_as_it_is() -> None:
+    assert printable("shop.charge[ü 日本 …] 100 %") == "shop.charge[ü 日本 …] 100 %"
