@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq import PARTITIONS_PARAMETER
@@ -123,6 +123,8 @@ KINDS = (
     ),
 )
 KIND = {kind.name: kind for kind in KINDS}
+# What may be pruned beside the kinds.
+FOREIGN_BINDINGS = "foreign_bindings"
 
 
 class TopologyError(Exception):
@@ -405,7 +407,8 @@ class Prune:
     """What else is deleted.
 
     Attributes:
-        kinds: of which everything goes that nobody declared.
+        kinds: of which everything goes that nobody declared; :data:`FOREIGN_BINDINGS` is the bindings from and to
+            exchanges that are declared.
         vhosts: in which, as far as the kind lives in vhosts.
         protected: regular expressions of names that stay.
         username: who asks, and stays as well.
@@ -425,22 +428,35 @@ class Prune:
                 re.compile(pattern)
             except re.error as exc:
                 raise TopologyError(f"protected: {pattern!r} is no regular expression: {exc}.") from exc
-        if not self.vhosts and (homeless := [kind for kind in self.kinds if "vhost" in KIND[kind].key]):
+        if not self.vhosts and (
+            homeless := [kind for kind in self.kinds if "vhost" in KIND.get(kind, KIND["bindings"]).key]
+        ):
             raise TopologyError(
                 f"prune: 'prune_vhosts' is empty, so {', '.join(homeless)} would be deleted nowhere. Name some vhosts."
             )
 
-    def doomed(self, kind: Kind, before: Iterable[Key], after: Iterable[Key]) -> Iterator[Key]:
-        """Yield the keys that nobody declared and nobody protected."""
-        if kind.name not in self.kinds:
-            return
-        patterns = [*ALWAYS_PROTECTED, re.escape(self.username), *self.protected]
-        guard = re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+    def doomed(
+        self, kind: Kind, before: Iterable[Key], after: Iterable[Key], exchanges: Container[Key] = ()
+    ) -> Iterator[Key]:
+        """Yield the keys that nobody declared and nobody protected; *exchanges* are those that are declared."""
         for key in set(before) - set(after):
             fields = dict(zip(kind.key, key, strict=True))
-            names = [fields[name] for name in ("name", "user", "source", "destination") if name in fields]
-            if fields.get("vhost") in (*self.vhosts, None) and not any(guard.fullmatch(name) for name in names):
+            if fields.get("vhost") in (*self.vhosts, None) and self._goes(kind, fields, exchanges):
                 yield key
+
+    def _goes(self, kind: Kind, fields: dict[str, str], exchanges: Container[Key]) -> bool:
+        patterns = [*ALWAYS_PROTECTED, re.escape(self.username), *self.protected]
+        guard = re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+        if kind.name in self.kinds:
+            names = [fields[name] for name in ("name", "user", "source", "destination") if name in fields]
+            return not any(guard.fullmatch(name) for name in names)
+        if kind.name != "bindings" or FOREIGN_BINDINGS not in self.kinds or not fields["source"]:
+            return False
+        to_queue = fields["destination_type"] == "queue"
+        ends = [fields["source"], *([] if to_queue else [fields["destination"]])]
+        # A queue may have a name that is protected; an exchange of such a name could lead messages elsewhere.
+        kept = to_queue and guard.fullmatch(fields["destination"])
+        return not kept and any((fields["vhost"], name) in exchanges for name in ends)
 
 
 def differences(
@@ -451,7 +467,7 @@ def differences(
     come: list[Difference] = []
     for kind in KINDS:
         before, after = found[kind.name], present[kind.name]
-        doomed = absent[kind.name] & set(before) | set(prune.doomed(kind, before, after))
+        doomed = absent[kind.name] & set(before) | set(prune.doomed(kind, before, after, present["exchanges"]))
         gone += [Difference(kind, key, before[key], None) for key in sorted(doomed)]
         for key, wanted in after.items():
             existing = before.get(key)
@@ -474,8 +490,7 @@ def of_others(definitions: dict[str, Any], options: dict[str, list[Object]], vho
     """
     if any(item["name"] == PARTITIONS_PARAMETER + vhost for item in definitions.get("global_parameters", [])):
         return []
-    kinds = {*prune.kinds, "users", "permissions"} & set(options)
-    wanted = {kind: [{**DEFAULT_KEYS, **item} for item in options[kind]] for kind in kinds}
+    wanted = {kind: [{**DEFAULT_KEYS, **item} for item in items] for kind, items in options.items()}
     doomed = [change for change in differences(*declared(wanted), actual(definitions), prune) if change.after is None]
     # Every RabbitMQ comes with this user.
     return [change.label for change in doomed if change.fields.get("name") != "guest"]

@@ -339,6 +339,14 @@ def _user_sentence(running: _Listed, declared: _Listed) -> str:
     return " and ".join(filter(None, parts))
 
 
+def _first_name(name: str) -> str:
+    """Return the name of a setting that *name* is another one for, or nothing: CONFIG GET shows both."""
+    known = {"lua-time-limit": "busy-reply-threshold"}.get(name, name)
+    for old, new in (("slave", "replica"), ("ziplist", "listpack"), ("_cpulist", "-cpulist"), ("master", "primary")):
+        known = known.replace(old, new)
+    return known if known != name else ""
+
+
 @dataclasses.dataclass(frozen=True)
 class Difference:
     """One thing that the running server does not have as declared. Secrets are masked.
@@ -374,6 +382,8 @@ class Runtime:
         settings: the declared settings.
         users: the declared users; all others are not declared. None leaves users alone.
         allow_eviction: whether the server may delete keys when its memory is full.
+        fresh: the settings that a start from the server's file would give; those that are not declared are compared
+            with them. None leaves them alone.
     """
 
     def __init__(
@@ -382,11 +392,13 @@ class Runtime:
         settings: t.Sequence[Setting],
         users: t.Sequence[User] | None,
         allow_eviction: bool = False,
+        fresh: t.Mapping[str, str] | None = None,
     ) -> None:
         self._client = client
         self._settings = {setting["name"].lower(): render_value(setting["value"]).strip('"') for setting in settings}
         self._users = users
         self._allow_eviction = allow_eviction
+        self._fresh = {name: value for name, value in (fresh or {}).items() if name not in self._settings}
         self._names = [setting["name"].lower() for setting in settings]
         self._config: dict[str, str] | None = None
 
@@ -423,8 +435,12 @@ class Runtime:
             Whether a setting waits for a restart all the same.
         """
         changed = [item for item in found if item.live]
-        settings = {item.name: self._settings[item.name] for item in changed if item.kind == "setting"}
+        wanted = {**self._fresh, **self._settings}
+        settings = {item.name: wanted[item.name] for item in changed if item.kind == "setting"}
         waits = False
+        if "replicaof" in settings and not settings["replicaof"]:
+            del settings["replicaof"]
+            self._client.call("REPLICAOF", "NO", "ONE")
         try:
             self._set(settings)
         except RedisError as exc:
@@ -484,7 +500,8 @@ class Runtime:
 
     def _running(self) -> dict[str, str]:
         if self._config is None:
-            self._config = self._pairs("CONFIG", "GET", *{*self._settings, "maxmemory", "maxmemory-policy"})
+            names = ["*"] if self._fresh else {*self._settings, "maxmemory", "maxmemory-policy"}
+            self._config = self._pairs("CONFIG", "GET", *names)
         return self._config
 
     @staticmethod
@@ -532,10 +549,11 @@ class Runtime:
 
     def _setting_differences(self) -> t.Iterator[Difference]:
         running = self._running()
-        for name, declared in self._settings.items():
+        undeclared = {name: value for name, value in self._fresh.items() if _first_name(name) not in self._fresh}
+        for name, declared in {**undeclared, **self._settings}.items():
             if name not in running or _agrees(name, running[name], declared):
                 continue
-            live = self._is_live(name)
+            live = name == "replicaof" or self._is_live(name)
             before, after = (
                 ("set" if running[name] else "", "another") if name in SECRETS else (running[name], declared)
             )

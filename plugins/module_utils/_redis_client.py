@@ -56,11 +56,24 @@ def tls_context(
     return context
 
 
+def _connect(host: str, port: int, timeout: float) -> socket.socket:
+    if not host.startswith("/"):
+        return socket.create_connection((host, port), timeout=timeout)
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.settimeout(timeout)
+        connection.connect(host)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 class RedisClient:
     """A connection to one server, logged in.
 
     Args:
-        host: name or address.
+        host: name or address, or the path of a socket of this host.
         port: TCP port.
         username: ACL user.
         password: its password.
@@ -85,7 +98,7 @@ class RedisClient:
         server_hostname: str | None = None,
     ) -> None:
         try:
-            self._socket = socket.create_connection((host, port), timeout=timeout)
+            self._socket = _connect(host, port, timeout)
             if tls:
                 self._socket = tls.wrap_socket(self._socket, server_hostname=server_hostname or host)
         except ssl.SSLCertVerificationError as exc:

@@ -310,6 +310,8 @@ options:
     description:
       - Kinds of which everything that is not declared is deleted; those that live in virtual hosts only in
         O(prune_vhosts). Nothing else that others made is touched.
+      - V(foreign_bindings) is the bindings from and to the exchanges of O(exchanges), except those to queues that
+        O(protected) names. They send copies of messages elsewhere, or bring in messages of others.
     type: list
     elements: str
     choices:
@@ -326,6 +328,7 @@ options:
       - exchanges
       - queues
       - bindings
+      - foreign_bindings
     default: []
   prune_vhosts:
     description: The virtual hosts in which O(prune) works.
@@ -479,6 +482,7 @@ from typing import Any
 from ansible_collections.celeryops.hybrid.plugins.module_utils._module import Module
 from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_api import ApiError, api_arguments, api_from
 from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_topology import (
+    FOREIGN_BINDINGS,
     KIND,
     KINDS,
     Prune,
@@ -499,6 +503,7 @@ from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_topolog
     unfinished,
 )
 
+PRUNABLE = [*(kind.name for kind in KINDS), FOREIGN_BINDINGS]
 QUEUE_TYPES = ["classic", "quorum", "stream"]
 
 
@@ -573,7 +578,7 @@ def argument_spec() -> dict[str, Any]:
             routing_key={"type": "str", "default": ""},
             arguments=arguments,
         ),
-        "prune": {"type": "list", "elements": "str", "choices": [kind.name for kind in KINDS], "default": []},
+        "prune": {"type": "list", "elements": "str", "choices": PRUNABLE, "default": []},
         "prune_vhosts": {"type": "list", "elements": "str", "default": []},
         "protected": {"type": "list", "elements": "str", "default": [r"celery\.reply\..*"]},
         "recreate": {"type": "str", "choices": ["none", "empty", "messages-kept"], "default": "none"},

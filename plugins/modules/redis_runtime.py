@@ -87,6 +87,18 @@ options:
     type: str
     choices: [fail, report]
     default: fail
+  config_file:
+    description:
+      - The configuration file of the server, on the managed host. With it every other setting of the server is compared
+        as well, with what a start from this file would give, and brought to it. For that a second server is started
+        from the file, without a port and without data, and ended at once.
+      - A server that was made a replica by hand is made a master again.
+      - A file that is missing, or with which no server starts, is told in a warning.
+    type: path
+  config_user:
+    description: Account that runs the second server.
+    type: str
+    default: redis
   rewrite:
     description:
       - Whether a live change is also written into the server's own files (C(CONFIG REWRITE), C(ACL SAVE)), for a server
@@ -225,6 +237,7 @@ from ansible_collections.celeryops.hybrid.plugins.module_utils._redis_client imp
     client_arguments,
     client_from,
 )
+from ansible_collections.celeryops.hybrid.plugins.module_utils._redis_fresh import NoStartError, fresh_settings
 
 REWRITE_SECONDS = 600
 
@@ -234,6 +247,8 @@ def argument_spec() -> dict[str, Any]:
     return {
         **client_arguments(),
         "allow_eviction": {"type": "bool", "default": False},
+        "config_file": {"type": "path"},
+        "config_user": {"type": "str", "default": "redis"},
         "on_failure": {"type": "str", "choices": ["fail", "report"], "default": "fail"},
         "rewrite": {"type": "bool", "default": False},
         "settings": {
@@ -286,6 +301,18 @@ def _why(error: Exception, where: str, username: str) -> str:
     return f"Redis at {where} does not serve its administrator {username!r}: {error}. {remedy}."
 
 
+def fresh(module: Module) -> dict[str, str] | None:
+    """Return the settings that a start from the server's file gives, as far as that is known."""
+    file = module.params["config_file"]
+    if not file:
+        return None
+    try:
+        return fresh_settings(file, module.params["config_user"])
+    except NoStartError as exc:
+        module.warn(f"Settings that are not declared are not compared: no server starts with {file}: {exc}")
+        return None
+
+
 def wait_for_append_only_file(runtime: Runtime) -> None:
     """Wait until the append-only file that was just switched on holds everything."""
     deadline = time.monotonic() + REWRITE_SECONDS
@@ -309,7 +336,8 @@ def main() -> None:
     try:
         check_users(module.params)
         with client_from(module.params) as client:
-            runtime = Runtime(client, *(module.params[name] for name in ("settings", "users", "allow_eviction")))
+            options = (module.params[name] for name in ("settings", "users", "allow_eviction"))
+            runtime = Runtime(client, *options, fresh=fresh(module))
             runtime.check()
             found = runtime.differences()
             live = [item for item in found if item.live]

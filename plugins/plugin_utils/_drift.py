@@ -223,7 +223,7 @@ def _service(_name: str, arguments: Result, result: Result) -> list[Finding]:
 
 
 def _account(_name: str, arguments: Result, _result: Result) -> list[Finding]:
-    what = f"{'user' if 'home' in arguments or 'shell' in arguments else 'group'} {arguments.get('name', '')}"
+    what = f"{'user' if {'home', 'shell', 'groups'} & set(arguments) else 'group'} {arguments.get('name', '')}"
     return [Finding("object", what, "as the role declares it", "differs or absent")]
 
 

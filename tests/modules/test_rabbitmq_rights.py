@@ -106,6 +106,18 @@ def test_user_has_a_reply_queue_of_its_own(channel_of, user):
         channel.queue_delete(name)
 
 
+@pytest.mark.parametrize("kind", ["classic", "quorum", "stream"])
+def test_reply_queue_of_any_type_is_limited_whatever_the_client_declares(channel_of, host, kind):
+    name = f"{REPLY}.endless.{kind}"
+    with channel_of("client") as channel:
+        channel.queue_declare(name, durable=True, auto_delete=False, arguments={"x-queue-type": kind})
+        listed = host.shell("rabbitmqctl -q list_queues -p celery name effective_policy_definition").stdout
+        channel.queue_delete(name)
+    (line,) = [line for line in listed.splitlines() if line.startswith(name)]
+    assert "max-length-bytes" in line
+    assert "expires" in line
+
+
 def test_only_refused_results_of_clients_become_dead_letters(channel_of):
     before = letters(channel_of)
     with channel_of("client") as channel:

@@ -30,7 +30,8 @@ READING = {
 }
 # One task of these manages many kinds of things: each is an option that takes a list.
 OF_KINDS = {
-    "redis_runtime": {"settings", "users"},
+    "redis_runtime": {"config_file", "settings", "users"},
+    "rabbitmq_runtime": {"disk_free_limit", "log_level", "memory_limit", "settings", "untraced_vhosts"},
     "rabbitmq_topology": {
         "bindings",
         "exchanges",

@@ -556,3 +556,31 @@ def test_first_run_names_what_it_would_delete_of_others():
 def test_later_run_finds_nothing_of_others():
     mark = {"global_parameters": [{"name": "celery.results.partitions.x", "value": 16}]}
     assert topology.of_others({**OF_OTHERS, **mark}, OURS, "x", topology.Prune(["users"])) == []
+
+
+def binding(source, destination, destination_type="queue"):
+    return ("x", source, destination_type, destination, "", "{}")
+
+
+@pytest.mark.parametrize(
+    ("key", "goes"),
+    [
+        (binding("celery.results", "spy"), True),
+        (binding("celery.results", "spies", "exchange"), True),
+        (binding("amq.topic", "celery.results", "exchange"), True),
+        (binding("celery.results", "celery.reply.1"), False),
+        (binding("celery.results", "celery.reply.1", "exchange"), True),
+        (binding("celery.reply.1", "celery.results", "exchange"), True),
+        (binding("orders", "mail"), False),
+        (binding("", "spy"), False),
+    ],
+)
+def test_foreign_bindings_of_declared_exchanges_go(key, goes):
+    prune = topology.Prune(["foreign_bindings"], ["x"], [r"celery\.reply\..*"])
+    exchanges = {("x", "celery.results")}
+    assert list(prune.doomed(topology.KIND["bindings"], [key], [], exchanges)) == ([key] if goes else [])
+
+
+def test_foreign_bindings_need_a_vhost():
+    with pytest.raises(topology.TopologyError, match="'prune_vhosts' is empty, so foreign_bindings"):
+        topology.Prune(["foreign_bindings"])
