@@ -14,6 +14,8 @@ from stack import INVENTORY, ROOT, STATE
 
 PREPARE = Path(__file__).with_name("prepare.sh")
 SECRETS = STATE / "secrets"
+# Other names than those that the playbook expects.
+GROUPS = {"redis_hosts": "brokers", "rabbitmq_hosts": "stores", "worker_hosts": "celery_nodes"}
 
 
 def hosts():
@@ -48,7 +50,7 @@ def site():
 
     def run(tag, **variables):
         command = ["ansible-playbook", "-i", str(INVENTORY), "celeryops.hybrid.site", "--tags", tag]
-        command += ["-e", json.dumps(variables)]
+        command += ["-e", json.dumps({**GROUPS, **variables})]
         done = subprocess.run(
             command, cwd=ROOT, env=environment, text=True, capture_output=True, check=False, timeout=900
         )
