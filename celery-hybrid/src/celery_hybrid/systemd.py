@@ -227,24 +227,35 @@ class BeatHealth:
         self._scheduler = service.scheduler
         self._patience = patience
         self._ticks = 0
+        self._periodic: int | None = None
         self._progress = Progress(clock)
         tick = self._scheduler.tick
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             self._ticks += 1
-            return tick(*args, **kwargs)
+            pause = tick(*args, **kwargs)
+            # Not its 'schedule': that reads and writes a database in other schedulers, and the monitor is a thread.
+            heap = getattr(self._scheduler, "_heap", None)
+            self._periodic = None if heap is None else len(heap)
+            return pause
 
         self._scheduler.tick = counted
 
     def problem(self) -> str:
         """Return what is stuck, or nothing."""
+        if not self._ticks:
+            # RedBeat's standby waits for its lock before it looks for the first time, for as long as another one runs.
+            return ""
         idle = self._progress.idle(self._ticks)
         longest = self._scheduler.max_interval + self._patience
         return f"beat has not looked at its schedule for {idle:.0f} s" if idle > longest else ""
 
     def status(self) -> str:
         """Return a line for ``systemctl status``."""
-        return f"{len(self._scheduler.schedule)} periodic tasks"
+        if not self._ticks:
+            return "waits for its turn"
+        # RedBeat keeps no list of its own.
+        return "sends periodic tasks" if self._periodic is None else f"{self._periodic} periodic tasks"
 
 
 class Monitor:

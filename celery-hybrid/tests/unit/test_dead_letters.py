@@ -15,7 +15,7 @@ from celery_hybrid.errors import OptionError
 from celery_hybrid.names import DEAD_LETTER_EXCHANGE
 from celery_hybrid.rabbitmq.records import Record
 from celery_hybrid.tasks.consumer import fault_of
-from celery_hybrid.tasks.dead_letters import FAILED, Letter, Policy
+from celery_hybrid.tasks.dead_letters import FAILED, LOST, REASONS, TIME_LIMIT, DeadLetters, Letter, Policy
 from celery_hybrid.tasks.dead_letters_cli import Entry, _anew, _mend, _read, chosen
 
 
@@ -33,6 +33,17 @@ def message(body=b"[[], {}, {}]", headers=None, properties=None, **raw):
     )
     made.__dict__.update(raw)
     return made
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_dead_letter_is_logged_as_an_error_unless_celery_has_done_so(reason, caplog):
+    kept = []
+    backend = SimpleNamespace(store=SimpleNamespace(keep=kept.append))
+    letters = DeadLetters(SimpleNamespace(backend=backend, conf={}), "w@h")
+    assert letters.keep(Letter.of(message(), reason, "q", "w@h"))
+    assert len(kept) == 1
+    expected = "WARNING" if reason in (FAILED, LOST, TIME_LIMIT) else "ERROR"
+    assert [record.levelname for record in caplog.records] == [expected]
 
 
 class TestLetter:

@@ -218,8 +218,23 @@ def test_a_relay_that_hangs_is_a_problem(clock, requests, monkeypatch):
     assert looked_at(health, consumer, clock, 2) == ""
 
 
+class Scheduler:
+    """Celery's, whose schedule is in a database."""
+
+    max_interval = 300
+    _heap = None
+
+    @property
+    def schedule(self):
+        pytest.fail("the schedule was read, which is a query in other schedulers")
+
+    def tick(self):
+        self._heap = ["a"]
+        return 5
+
+
 def test_beat(clock):
-    scheduler = SimpleNamespace(tick=lambda: 5, max_interval=300, schedule={"a": 1})
+    scheduler = Scheduler()
     health = systemd.BeatHealth(SimpleNamespace(scheduler=scheduler), clock=clock)
     assert scheduler.tick() == 5
     assert health.problem() == ""
@@ -230,6 +245,25 @@ def test_beat(clock):
     clock.now += 361
     assert "not looked at its schedule for 361 s" in health.problem()
     assert health.status() == "1 periodic tasks"
+
+
+def test_beat_that_waits_for_the_lock_of_another_is_not_stuck(clock):
+    scheduler = Scheduler()
+    health = systemd.BeatHealth(SimpleNamespace(scheduler=scheduler), clock=clock)
+    clock.now += 3600
+    assert health.problem() == ""
+    assert health.status() == "waits for its turn"
+    scheduler.tick()
+    assert health.problem() == ""
+    clock.now += 361
+    assert "not looked at its schedule for 361 s" in health.problem()
+
+
+def test_beat_whose_scheduler_keeps_no_list_has_a_status(clock):
+    scheduler = SimpleNamespace(tick=lambda: 5, max_interval=300)
+    health = systemd.BeatHealth(SimpleNamespace(scheduler=scheduler), clock=clock)
+    scheduler.tick()
+    assert health.status() == "sends periodic tasks"
 
 
 class Health:

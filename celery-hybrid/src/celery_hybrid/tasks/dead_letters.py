@@ -49,6 +49,8 @@ REASONS = {
     UNROUTABLE: "no queue takes it",
     REVOKED: "it was revoked",
 }
+# Celery has logged these as errors. One more would be a second event of one failure for programs such as Sentry.
+_LOGGED = (FAILED, LOST, TIME_LIMIT)
 
 #: Headers of a task's message: how often it was lost and sent again, and how often it was replayed.
 LOST_HEADER, REPLAYS_HEADER = "x-lost", "x-replays"
@@ -332,8 +334,10 @@ class DeadLetters:
             )
             return False
         self.counts[letter.reason] += 1
-        logger.error(
-            "The %s is a dead letter now: %s. %s", _of(letter)[0], REASONS[letter.reason], printable(letter.exception)
+        logger.log(
+            logging.WARNING if letter.reason in _LOGGED else logging.ERROR,
+            "The %s is a dead letter now: %s. %s",
+            *(_of(letter)[0], REASONS[letter.reason], printable(letter.exception)),
         )
         return True
 
