@@ -65,8 +65,8 @@ demo-down: ## remove every trace of the demo
 ## the tests
 
 .PHONY: test
-test: ## run everything that CI runs: lint, unit tests, the modules' tests, the package's tests, a short chaos, molecule
-	@tests/run.sh lint unit modules package chaos molecule
+test: ## run everything that CI runs: lint, unit tests, older and newer cores, the modules' tests, the package's tests, a short chaos, molecule
+	@tests/run.sh lint unit cores modules package chaos molecule
 
 .PHONY: lint
 lint: venv ## yamllint, ansible-lint, ruff, mypy
@@ -74,7 +74,7 @@ lint: venv ## yamllint, ansible-lint, ruff, mypy
 	@ansible-lint --offline
 	@ruff check .
 	@ruff format --check .
-	@MYPYPATH=tests/hosts mypy tests/hosts tests/package tests/modules/run.py tests/bench/topology.py tests/celery_suite/run.py demo tools
+	@MYPYPATH=tests/hosts mypy tests/hosts tests/cores tests/package tests/modules/run.py tests/bench/topology.py tests/celery_suite/run.py demo tools
 	@MYPYPATH=tests/hosts:tests/bench mypy tests/bench/transport.py
 	@for suite in bench faults chaos; do MYPYPATH="tests/hosts:tests/$$suite" mypy "tests/$$suite/run.py" || exit; done
 	@python3 tools/variables.py --check
@@ -83,6 +83,10 @@ lint: venv ## yamllint, ansible-lint, ruff, mypy
 .PHONY: test-unit
 test-unit: venv ## the unit tests of plugins, roles and tools
 	@pytest
+
+.PHONY: test-cores
+test-cores: venv ## unit tests and syntax with the oldest ansible-core that is promised, and the newest
+	@python3 tests/cores/run.py
 
 .PHONY: test-modules
 test-modules: venv ## the modules, against RabbitMQ 3.10 and 4.0, Redis 7.0 and 8.0, Valkey 8.1

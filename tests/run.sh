@@ -3,7 +3,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-declare -A target_of=([lint]=lint [unit]=test-unit [modules]=test-modules [package]=test-package [chaos]=test-chaos [molecule]=test-molecule)
+declare -A target_of=([lint]=lint [unit]=test-unit [cores]=test-cores [modules]=test-modules [package]=test-package [chaos]=test-chaos [molecule]=test-molecule)
 passed=0 failed=0
 summary=""
 for step in "$@"; do

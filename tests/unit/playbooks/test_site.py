@@ -21,3 +21,15 @@ PLAYS = {play["name"]: play for play in yaml.safe_load(SITE.read_text())}
 )
 def test_hosts_are_never_restarted_all_at_once(play, serial):
     assert PLAYS[play]["serial"] == serial
+
+
+@pytest.mark.parametrize("play", PLAYS)
+def test_every_play_is_linear_whatever_the_configuration_says(play):
+    assert PLAYS[play]["strategy"] == "ansible.builtin.linear"
+
+
+def test_an_older_core_than_the_collection_requires_is_refused_first():
+    required = yaml.safe_load((SITE.parents[1] / "meta" / "runtime.yml").read_text())["requires_ansible"]
+    first = next(iter(PLAYS.values()))["tasks"][0]["ansible.builtin.assert"]
+    assert required == ">=2.19.1"
+    assert first["that"] == "ansible_version.full is version('2.19.1', '>=')"

@@ -59,7 +59,8 @@ def test_secret_among_values_is_neither_logged_nor_returned(name, monkeypatch, c
         module.main()
     told = capsys.readouterr().out
     assert '"failed": true' in told
-    assert "three" in told or "masterauth" in told
+    # Since ansible-core 2.21 'invocation' is added by the controller; the log has it with every version.
+    assert any(word in told + "".join(logged) for word in ("three", "masterauth"))
     assert "S3cr3t" not in told
     assert "S3cr3t" not in "".join(logged)
 
