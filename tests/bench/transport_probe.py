@@ -165,24 +165,74 @@ def latency(url: str, kind: str, count: int) -> list[float]:
     return found
 
 
+def calls(client: redis.Redis) -> int:
+    """Return how many commands Redis has executed; those inside scripts count as well."""
+    stats = client.info("commandstats")
+    return sum(
+        value["calls"] for name, value in stats.items() if name not in ("cmdstat_info", "cmdstat_client|setinfo")
+    )
+
+
 def idle(url: str, kind: str, seconds: float) -> float:
-    """Return commands that an idle worker sends in a second; those inside scripts count as well."""
+    """Return commands that an idle worker sends in a second."""
     empty(url)
     client = redis.Redis.from_url(url)
-
-    def calls() -> int:
-        stats = client.info("commandstats")
-        return sum(
-            value["calls"] for name, value in stats.items() if name not in ("cmdstat_info", "cmdstat_client|setinfo")
-        )
-
     with worker(url, kind, "prefork"):
         time.sleep(15)
-        before = calls()
+        before = calls(client)
         time.sleep(seconds)
-        after = calls()
+        after = calls(client)
     client.close()
     return (after - before) / seconds
+
+
+@contextlib.contextmanager
+def consumers(url: str, kind: str, count: int) -> Iterator[None]:
+    """Run consumers that wait, each with a process of its own."""
+    children = []
+    for _ in range(count):
+        child = os.fork()
+        if child == 0:
+            try:
+                with connect(url, kind) as connection:
+                    channel = connection.channel()
+                    channel.basic_qos(0, 4, False)
+                    queue = kombu.Queue("bench")
+                    kombu.Consumer(channel, [queue], on_message=lambda message: message.ack()).consume()
+                    while True:
+                        with contextlib.suppress(TimeoutError):
+                            connection.drain_events(timeout=10)
+            finally:
+                os._exit(1)
+        children.append(child)
+    try:
+        yield
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def cost(url: str, kind: str, waiting: int, count: int, seconds: float) -> tuple[float, float]:
+    """Return commands for each message, while so many consumers wait; and those of an idle one in a second."""
+    empty(url)
+    client = redis.Redis.from_url(url)
+    with consumers(url, kind, waiting), connect(url, "stock") as connection:
+        producer = connection.Producer(serializer="json")
+        producer.publish(BODY, routing_key="bench")
+        time.sleep(10)
+        before, begin = calls(client), time.monotonic()
+        time.sleep(seconds)
+        rate = (calls(client) - before) / (time.monotonic() - begin)
+        before, begin = calls(client), time.monotonic()
+        for _ in range(count):
+            producer.publish(BODY, routing_key="bench")
+            time.sleep(random.uniform(0.05, 0.15))  # noqa: S311
+        while client.llen("bench") + client.hlen("unacked"):
+            time.sleep(0.1)
+        used = calls(client) - before - rate * (time.monotonic() - begin)
+    client.close()
+    return used / count, rate / waiting
 
 
 def _app(url: str, kind: str) -> object:
@@ -240,6 +290,10 @@ def main(url: str, *, quick: bool) -> None:
     for name, share in (("median", 0.5), ("99th percentile", 0.99)):
         ours, stock = (sorted(delays[kind])[int(len(delays[kind]) * share)] for kind in KINDS)
         row(f"latency of an idle queue, {name}", (ours, stock), "ms")
+    for waiting in (1, 50):
+        found = {kind: cost(url, kind, waiting, 100 // part, 30 / part) for kind in KINDS}
+        row(f"commands for a message, {waiting} idle consumers", (found["ours"][0], found["stock"][0]), "commands")
+    row("commands of each of 50 idle consumers", (found["ours"][1], found["stock"][1]), "commands/s")
     row("commands of an idle worker", compared(1, lambda kind: idle(url, kind, 30 / part)), "commands/s")
 
 

@@ -56,6 +56,11 @@ class Broker:
     def waiting(self, queue="q"):
         return sum(self.redis.llen(self.key(queue + step)) for step in ("", *(f"{SEP}{step}" for step in (3, 6, 9))))
 
+    def waiting_lists(self, queue="q"):
+        """Return how many messages wait, whatever else there is under the names of lists."""
+        keys = [self.key(queue + step) for step in ("", *(f"{SEP}{step}" for step in (3, 6, 9)))]
+        return sum(self.redis.llen(key) for key in keys if self.redis.type(key) == "list")
+
     def unacked(self):
         assert self.redis.hlen(self.key("unacked")) == self.redis.zcard(self.key("unacked_index"))
         return self.redis.hlen(self.key("unacked"))
@@ -476,7 +481,280 @@ def test_an_undeliverable_message_is_kept_and_a_late_answer_is_not(broker):
     assert broker.waiting("celery.undeliverable") == 1
 
 
+# -- claims
+
+
+NAME = re.compile(r"[0-9a-f-]{36}:[0-9a-f]{12}\.\d+\.\d+")
+
+
+def test_each_take_gives_a_message_a_name_and_a_run_of_its_own(broker):
+    broker.send([1])
+    reader = Reader(broker.connect("atomic"))
+    names, runs = [], []
+    for count in (1, 2, 3):
+        reader.read(count)
+        [name] = broker.redis.hkeys(broker.key("unacked"))
+        assert NAME.fullmatch(name)
+        assert [name] == broker.redis.zrange(broker.key("unacked_index"), 0, -1)
+        names.append(name)
+        runs.append(reader.messages[-1].run)
+        # What is kept there has its own tag, which is what stock kombu puts back.
+        entry = json.loads(broker.redis.hget(broker.key("unacked"), name))
+        assert entry[0]["properties"]["delivery_tag"] == name.partition(":")[0]
+        reader.messages[-1].requeue()
+    assert len(set(names)) == 3
+    assert runs == sorted(set(runs))
+
+
+def test_runs_of_one_take_grow_and_go_on_after_the_clock(broker):
+    later = int((time.time() + 3600) * 1e6)
+    broker.redis.set(broker.key("celery.run"), later)
+    broker.send(range(5))
+    reader = Reader(broker.connect("atomic"), prefetch=10)
+    reader.read(5)
+    runs = [message.run for message in reader.messages]
+    assert runs[0] > later
+    assert runs == sorted(set(runs))
+
+
+@pytest.mark.parametrize("late", ["ack", "reject", "requeue", "renew", "close"])
+def test_late_consumer_touches_nothing_that_another_has_taken(broker, late):
+    broker.send([1, 2])
+    first = Reader(broker.connect("atomic"), prefetch=5)
+    first.read(2)
+    names = broker.redis.hkeys(broker.key("unacked"))
+    # As the restore of stock kombu does it.
+    channel = broker.connect("stock").default_channel
+    for name in names:
+        channel.qos.restore_by_tag(name)
+    second = Reader(broker.connect("atomic"), prefetch=5)
+    second.read(2)
+    before = broker.redis.hgetall(broker.key("unacked"))
+    scores = broker.redis.zrange(broker.key("unacked_index"), 0, -1, withscores=True)
+    assert len(before) == 2
+    assert not before.keys() & set(names)
+    if late == "renew":
+        assert sorted(first.channel.renew(names)) == sorted(names)
+    elif late == "close":
+        first.connection.release()
+    else:
+        for message in first.messages:
+            getattr(message, late)()
+    assert broker.redis.hgetall(broker.key("unacked")) == before
+    assert broker.redis.zrange(broker.key("unacked_index"), 0, -1, withscores=True) == scores
+    assert broker.waiting() == 0
+
+
+def test_late_acknowledgement_of_stock_kombu_touches_nothing_of_ours(broker):
+    broker.send([1])
+    late = Reader(broker.connect("stock"), prefetch=1)
+    late.read(1)
+    [tag] = broker.redis.hkeys(broker.key("unacked"))
+    broker.connect("atomic").default_channel.qos.restore_by_tag(tag)
+    ours = Reader(broker.connect("atomic"))
+    ours.read(1)
+    late.messages[0].ack()
+    assert broker.unacked() == 1
+    ours.messages[0].ack()
+    assert broker.unacked() == 0
+
+
+def test_renewal_finds_claims_whose_index_entry_is_lost(broker):
+    broker.send([1, 2])
+    reader = Reader(broker.connect("atomic"), prefetch=5)
+    reader.read(2)
+    names = broker.redis.hkeys(broker.key("unacked"))
+    broker.redis.zrem(broker.key("unacked_index"), names[0])
+    assert reader.channel.renew([*names, "gone:0123456789ab.1.0"]) == ["gone:0123456789ab.1.0"]
+    assert broker.unacked() == 2
+
+
+def test_messages_of_a_take_that_nobody_heard_of_come_back_at_once(broker, monkeypatch):
+    def broken(*_args, **_options):
+        raise redis.ConnectionError("cut")
+
+    broker.send(range(3))
+    connection = broker.connect("atomic")
+    reader = Reader(connection, prefetch=10)
+    reader.channel._batch = 8
+    connection.transport.cycle.on_poll_start()
+    _until(lambda: broker.unacked() == 3, 5)
+    monkeypatch.setattr(reader.channel.client.connection, "read_response", broken)
+    with pytest.raises(redis.ConnectionError, match="cut"):
+        _drain_for_ever(connection)
+    assert reader.messages == []
+    reader.channel.do_restore = False
+    again = Reader(broker.connect("atomic"), prefetch=10)
+    assert sorted(again.read(3)) == [0, 1, 2]
+    assert all(message.headers["redelivered"] for message in again.messages)
+
+
+def test_claim_is_not_restored_when_it_was_seen_overdue_once(broker):
+    """Nor when its score has changed in between: the clock has jumped, and its owner renews."""
+    broker.send([1])
+    Reader(broker.connect("atomic")).read(1)
+    [name] = broker.redis.hkeys(broker.key("unacked"))
+    other = Reader(broker.connect("atomic", visibility_timeout=600))
+    for seconds in (900, 1000, 1100):
+        broker.redis.zadd(broker.key("unacked_index"), {name: time.time() - seconds})
+        other.channel.qos.next_look = float("-inf")
+        other.drain(0.3)
+    assert other.messages == []
+    assert broker.redis.hkeys(broker.key("unacked")) == [name]
+
+
+# -- what goes wrong in the middle of a script
+
+
+@pytest.mark.parametrize("key", ["unacked", "unacked_index", "q"])
+def test_key_of_the_wrong_type_loses_nothing_and_ends_nobody(broker, key, caplog, monkeypatch):
+    monkeypatch.setattr(transport, "_LOOK_SECONDS", 0.5)
+    broker.send([1], priority=3)
+    broker.redis.set(broker.key(key), "not Celery's")
+    reader = Reader(broker.connect("atomic"), prefetch=5)
+    reader.drain(1)
+    if key == "q":
+        # The other lists of the queue are read.
+        assert reader.read(1) == [1]
+        reader.drain(1)
+    else:
+        assert broker.waiting_lists() == 1
+    assert f"(key '{broker.key(key)}')" in caplog.text
+    assert "Rename or delete that key" in caplog.text
+    broker.redis.delete(broker.key(key))
+    broker.send([2])
+    assert sorted(reader.read(2)) == [1, 2]
+    assert broker.unacked() == 2
+
+
+def test_message_does_not_go_back_to_a_list_of_the_wrong_type(broker, caplog):
+    broker.send([1])
+    reader = Reader(broker.connect("atomic"))
+    reader.read(1)
+    broker.redis.set(broker.key("q"), "not Celery's")
+    reader.channel.qos.restore_by_tag(reader.messages[0].delivery_tag)
+    assert broker.unacked() == 1
+    assert "cannot go back" in caplog.text
+    broker.redis.delete(broker.key("q"))
+    reader.channel.qos.restore_by_tag(reader.messages[0].delivery_tag)
+    assert (broker.waiting(), broker.unacked()) == (1, 0)
+
+
+@pytest.fixture
+def limited(broker):
+    """Return the URL of a user of Redis that may do everything but some commands."""
+    name = f"limited-{uuid.uuid4().hex[:8]}"
+
+    def made(*refused):
+        broker.redis.execute_command("ACL", "SETUSER", name, "on", ">x", "~*", "&*", "+@all", *refused)
+        host = broker.redis.connection_pool.connection_kwargs
+        return f"redis://{name}:x@{host['host']}:{host['port']}/{host['db']}"
+
+    yield made
+    broker.redis.execute_command("ACL", "DELUSER", name)
+
+
+@pytest.mark.parametrize("refused", ["zadd", "hset", "rpush", "set", "exists", "time"])
+def test_missing_right_in_the_middle_of_a_take_loses_nothing(broker, limited, refused, caplog, monkeypatch):
+    monkeypatch.setattr(transport, "_LOOK_SECONDS", 0.5)
+    broker.send([1, 2])
+    admin, broker.url = broker.url, limited("-" + refused, *(["-zadd"] if refused == "rpush" else []))
+    reader = Reader(broker.connect("atomic"), prefetch=5)
+    reader.drain(1)
+    assert broker.waiting() + broker.redis.hlen(broker.key("unacked")) == 2
+    assert broker.redis.hlen(broker.key("unacked")) == broker.redis.zcard(broker.key("unacked_index"))
+    if not reader.messages:
+        assert "the rights of the role 'redis'" in caplog.text
+    limited("+@all")
+    broker.url = admin
+    assert sorted(reader.read(2)) == [1, 2]
+
+
+@pytest.mark.parametrize("refused", ["hdel", "lpush", "hexists"])
+def test_missing_right_in_the_middle_of_putting_back_loses_nothing(broker, limited, refused):
+    broker.send([1])
+    broker.url = limited("-" + refused)
+    reader = Reader(broker.connect("atomic"))
+    reader.read(1)
+    name = reader.messages[0].delivery_tag
+    with contextlib.suppress(redis.ResponseError):
+        reader.channel.qos.restore_by_tag(name, leftmost=True)
+    assert (broker.waiting(), broker.unacked()) == (0, 1)
+    limited("+@all")
+    assert reader.channel.qos.restore_by_tag(name)
+    assert (broker.waiting(), broker.unacked()) == (1, 0)
+
+
 # -- waiting
+
+
+def _asked(broker):
+    stats = broker.redis.info("commandstats")
+    return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("evalsha", "rpop", "exists", "brpop"))
+
+
+def test_message_wakes_one_of_many_consumers(broker):
+    readers = [Reader(broker.connect("atomic"), prefetch=4) for _ in range(8)]
+
+    def turn(seconds=0.02):
+        for reader in readers:
+            reader.drain(seconds)
+            for message in reader.messages:
+                done.append(message.decode())
+                message.ack()
+            reader.messages.clear()
+
+    done: list[int] = []
+    for _ in range(3):
+        turn()
+    before = _asked(broker)
+    for number in range(10):
+        broker.send([number])
+        while len(done) <= number:
+            turn()
+    assert done == list(range(10))
+    assert (_asked(broker) - before) / 10 < 20
+
+
+def test_another_consumer_watches_when_the_watcher_is_gone(broker, monkeypatch):
+    monkeypatch.setattr(transport, "_LOOK_SECONDS", 1.0)
+    readers = [Reader(broker.connect("atomic")) for _ in range(2)]
+    for _ in range(3):
+        for reader in readers:
+            reader.drain(0.1)
+    watcher, other = sorted(readers, key=lambda reader: not reader.channel._watching)
+    assert (watcher.channel._watching, other.channel._watching) == (True, False)
+    # Nobody reads what its socket says any more.
+    broker.send([1])
+    assert other.read(1, timeout=5) == [1]
+    other.messages[0].ack()
+    broker.send([2])
+    assert other.read(2, timeout=5) == [1, 2]
+
+
+def test_consumer_that_stops_hands_the_watch_over(broker, monkeypatch):
+    monkeypatch.setattr(transport, "_LOOK_SECONDS", 30.0)
+    readers = [Reader(broker.connect("atomic")) for _ in range(2)]
+    for _ in range(3):
+        for reader in readers:
+            reader.drain(0.1)
+    watcher, other = sorted(readers, key=lambda reader: not reader.channel._watching)
+    watcher.consumer.cancel()
+    other.drain(0.5)
+    assert other.channel._watching
+    broker.send([1])
+    assert other.read(1, timeout=5) == [1]
+
+
+def test_messages_of_other_databases_and_acknowledgements_wake_nobody_for_long(broker):
+    reader = Reader(broker.connect("atomic"))
+    reader.drain(0.3)
+    before = _asked(broker)
+    for _ in range(20):
+        broker.redis.hset(broker.key("unacked"), "a", "b")
+        broker.redis.hdel(broker.key("unacked"), "a")
+        reader.drain(0.01)
+    assert _asked(broker) - before <= 10
 
 
 def _delays(broker, reader, count=10):
@@ -523,8 +801,8 @@ def test_an_idle_consumer_asks_little(broker):
     reader = Reader(broker.connect("atomic"), ["p", "q"])
     reader.drain(0.5)
     asked = []
-    original = reader.channel.client.connection.send_command
-    reader.channel.client.connection.send_command = lambda *a, **k: asked.append(a[0]) or original(*a, **k)
+    original = reader.channel.client.connection.send_packed_command
+    reader.channel.client.connection.send_packed_command = lambda *a, **k: asked.append(a[0]) or original(*a, **k)
     reader.drain(3)
     assert len(asked) <= 2
 

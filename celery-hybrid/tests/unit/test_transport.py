@@ -79,6 +79,8 @@ def test_names_of_queues_are_json():
     channel.global_keyprefix = "p:"
     keys, args = channel._take_arguments(['a"', "b"], 3)
     assert keys[0] == "unacked"
-    assert keys[1:5] == ["p:unacked_index", "p:celery.undecodable", "p:celery.run", 'p:a"']
+    assert keys[1:4] == ["p:unacked_index", "p:celery.undecodable", "p:celery.run"]
+    assert [key.rpartition(".")[0] for key in keys[4:6]] == ["p:celery.watch", "p:celery.watcher"]
+    assert keys[6:8] == ['p:a"', "p:b"]
     assert args[:3] == [3, 0, "10"]
-    assert [json.loads(name) for name in args[4:]] == ['a"', "b"]
+    assert [json.loads(name) for name in args[7:]] == ['a"', "b"]

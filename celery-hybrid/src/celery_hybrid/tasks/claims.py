@@ -51,10 +51,16 @@ class Incarnation:
         self._takes = itertools.count(1)
         #: Takes whose answer is lost with its connection, and until when to look for what they took.
         self.unanswered: dict[str, float] = {}
+        #: Names of channels that had the watch of queues when they lost their connections.
+        self.watchers: list[str] = []
 
     def next_take(self) -> str:
         """Return what claims of a new take are called, without their tags and places."""
         return f"{self.id}.{next(self._takes)}"
+
+    def next_watcher(self) -> str:
+        """Return what a channel that watches queues is called: as one that has lost its connection, if there is one."""
+        return self.watchers.pop() if self.watchers else self.next_take()
 
 
 #: Of this process.

@@ -7,9 +7,13 @@ instant**.
 
 A script cannot wait. Redis tells when to look: with ``CLIENT TRACKING`` the server remembers which keys a connection
 has read and pushes one message over the same connection (RESP3) when one of them changes
-(https://redis.io/docs/latest/develop/reference/client-side-caching/). A take that finds nothing has read the lists of
-all its queues, in the same step, so no message can come unseen. It needs no setting of the server, works with
-producers that only LPUSH, and costs nothing while a queue is busy.
+(https://redis.io/docs/latest/develop/reference/client-side-caching/). So the lists are read, and found empty, by a
+command of its own before waiting. It needs no setting of the server and works with producers that only LPUSH.
+
+If all idle workers were told of each message, a message would cost as many takes as there are workers. So one of those
+that read the same queues has the *watch*, and the others wait for it with BRPOP, which costs nothing and wakes one of
+them in turn. The script that takes a message hands the watch over in the same step. No message is in it, so a watcher
+that dies delays messages by a look of the others, and loses none.
 
 Everything else is kombu's: keys, formats, priorities, fanout, remote control, so that producers and consumers with
 stock kombu work on the same queues at the same time. Method names with ``brpop`` are kombu's hooks.
@@ -47,8 +51,10 @@ logger = logging.getLogger(__name__)
 Undecodable = Callable[[bytes, str, str], bool]
 """Takes over the text of an element that is no message, its queue and the reason; returns True when it is safe."""
 
+# OPTIN: Redis 7.0 would remember all keys of a script, and each take or acknowledgement of anybody would be news.
 # NOLOOP: what a connection changes itself is no news to it.
-_TRACK = ("CLIENT", "TRACKING", "ON", "NOLOOP")
+_TRACK = ("CLIENT", "TRACKING", "ON", "OPTIN", "NOLOOP")
+_TRACK_NEXT = ("CLIENT", "CACHING", "YES")
 _TAKE_SHA = hashlib.sha1(TAKE.encode(), usedforsecurity=False).hexdigest()
 _MOST_AT_ONCE = 32
 # Of one call of a script.
@@ -61,6 +67,10 @@ _RESTORE_SECONDS = 0.25
 _GRACE_SECONDS = 15.0
 # A connection that is told of changes looks all the same, and so finds out that it is half open.
 _LOOK_SECONDS = 5.0
+# The watch of a worker that has died or was paused is free after so many looks that it has missed.
+_MISSED_LOOKS = 2.5
+# In vain: so often in a row it is asked for messages at once. Clients of other databases wake a watcher, too.
+_VAIN = 3
 _POLL_SECONDS = 0.1
 _CHECK_SECONDS = 60.0
 
@@ -86,12 +96,16 @@ def _readable(sock: Any) -> bool:
         poller.close()
 
 
+def _watch_seconds() -> int:
+    return round(_LOOK_SECONDS * _MISSED_LOOKS)
+
+
 def _remedy(error: ResponseError) -> str:
     """Return what to do about a Redis that refuses a take."""
     text = str(error)
     if "WRONGTYPE" in text:
         return "Rename or delete that key, which is not Celery's."
-    if isinstance(error, NoPermissionError) or "NOPERM" in text or "ACL" in text:
+    if isinstance(error, NoPermissionError) or "can't run this command" in text or "ACL failure" in text:
         return "Give the worker's user of Redis the rights of the role 'redis'."
     if isinstance(error, OutOfMemoryError):
         return "Redis has reached maxmemory."
@@ -249,8 +263,17 @@ class Channel(stock.Channel):
     #: Number of the last run. Each take of a message gets a greater one, whichever worker it is.
     run_key = "celery.run"
 
-    # What was asked on the waiting connection and not answered: None, "take" or "look".
+    # What was asked on the waiting connection and not answered: None, "take", "look" (are there messages, and tell when
+    # that changes), "wait" (for the watch) or "check" (whether there are messages that nobody watches for).
     _asked: str | None = None
+    # What to ask next.
+    _next = "take"
+    # This channel has the watch of the queues that it has asked for.
+    _watching = False
+    _watcher = ""
+    _vain = 0
+    _asked_count = 0
+    _rests = False
     _asked_at = 0.0
     _asked_queues: list[str]
     # The name of the take that was asked for, and when by the clock of leases.
@@ -314,11 +337,20 @@ class Channel(stock.Channel):
 
     def _take_arguments(self, queues: list[str], most: int) -> tuple[list[str], list[Any]]:
         keys = self._script_keys(
-            self.unacked_key, self.unacked_index_key, self.undecodable_key, self.run_key, *self._lists(queues)
+            *(self.unacked_key, self.unacked_index_key, self.undecodable_key, self.run_key),
+            *(*self._watch(queues), *self._lists(queues)),
         )
         acknowledged = "".join("01"[self.ack_emulation and queue not in self._unacknowledged] for queue in queues)
         rotate = int(type(self._queue_cycle) is round_robin_cycle)
-        return keys, [most, rotate, acknowledged, INCARNATION.next_take(), *map(dumps, queues)]
+        # Only a connection that is told of changes can watch.
+        watch = ("give" if self._watching else "ask") if self._told else ""
+        take = INCARNATION.next_take()
+        return keys, [most, rotate, acknowledged, take, watch, self._watcher, _watch_seconds(), *map(dumps, queues)]
+
+    def _watch(self, queues: Iterable[str]) -> tuple[str, str]:
+        """Return the list where the watch of these queues is handed over, and the key of who has it."""
+        digest = hashlib.sha1("\n".join(sorted(queues)).encode(), usedforsecurity=False).hexdigest()[:16]
+        return f"celery.watch.{digest}", f"celery.watcher.{digest}"
 
     def _most(self) -> int:
         """Return how many messages to take: what the prefetch count allows, and slowly more while there is a backlog.
@@ -341,36 +373,72 @@ class Channel(stock.Channel):
         if connection._sock is None or self._ready_sock is not connection._sock:
             self._set_up(connection)
         self._asked_queues = list(queues)
-        self._asked_most = self._most()
-        self._send_take(connection)
+        {"take": self._send_take, "look": self._send_look, "wait": self._send_wait, "check": self._send_check}[
+            self._next if self._told else "take"
+        ](connection)
 
     def _send_take(self, connection: Any) -> None:
+        self._next = "take"
+        self._asked_most = self._most()
         keys, args = self._take_arguments(self._asked_queues, self._asked_most)
         keys[0] = self.global_keyprefix + keys[0]
         self._asked_take, self._asked_lease = args[3], claims.now()
         command = ("EVALSHA", _TAKE_SHA) if self._by_hash else ("EVAL", TAKE)
-        self._ask(connection, "take", *command, len(keys), *keys, *args)
+        self._ask(connection, "take", (*command, len(keys), *keys, *args))
         self._by_hash = True
 
-    def _ask(self, connection: Any, what: str, *command: Any) -> None:
-        connection.send_command(*command)
-        self._in_poll = connection
+    def _send_look(self, connection: Any, what: str = "look") -> None:
+        """Ask whether there are messages, and to be told when that changes; and say who watches."""
+        _, watcher = self._asked_watch()
+        alive = ("SET", watcher, self._watcher, "EX", _watch_seconds(), "GET")
+        self._ask(connection, what, _TRACK_NEXT, ("EXISTS", *self._asked_lists()), alive)
+
+    def _send_wait(self, connection: Any) -> None:
+        """Wait for the watch."""
+        watch, _ = self._asked_watch()
+        self._ask(connection, "wait", ("BRPOP", watch, _LOOK_SECONDS))
+
+    def _send_check(self, connection: Any) -> None:
+        """Ask whether there are messages, and whether anybody watches."""
+        self._ask(connection, "check", ("EXISTS", *self._asked_lists()), ("EXISTS", *self._asked_watch()))
+
+    def _asked_lists(self) -> list[str]:
+        return [self.global_keyprefix + key for key in self._lists(self._asked_queues)]
+
+    def _asked_watch(self) -> list[str]:
+        return [self.global_keyprefix + key for key in self._watch(self._asked_queues)]
+
+    def _ask(self, connection: Any, what: str, *commands: Any) -> None:
+        connection.send_packed_command(connection.pack_commands(commands))
+        self._in_poll, self._asked_count = connection, len(commands)
         self._asked, self._asked_at = what, monotonic()
+
+    def _hand_over(self) -> None:
+        """Let another worker have the watch, because this one does not take messages now."""
+        if self._watching:
+            self._watching, self._next = False, "take"
+            with suppress(*self.connection_errors, ResponseError), self.conn_or_acquire() as client:
+                client.lpush(self._watch(self._asked_queues)[0], "1")
 
     def _set_up(self, connection: Any) -> None:
         """Prepare a new connection for waiting."""
         if INCARNATION.unanswered:
             self._return_what_was_asked()
         self._by_hash = self._told = False
+        self._next = "take"
+        self._watcher = self._watcher or INCARNATION.next_watcher()
         reason = "the connection does not use RESP3"
         if str(getattr(connection, "protocol", 2)) == "3":
             connection._parser.invalidation_push_handler_func = self._on_change
             try:
-                connection.send_command(*_TRACK)
-                connection.read_response()
+                for command in (_TRACK, _TRACK_NEXT):
+                    connection.send_command(*command)
+                    connection.read_response()
                 self._told = True
             except ResponseError as error:
-                reason = f"{error}; Redis 6 or newer and the right to 'client|tracking' are needed"
+                reason = (
+                    f"{error}; Redis 6 or newer and the rights to 'client|tracking' and 'client|caching' are needed"
+                )
         self._ready_sock = connection._sock
         self._pause = _LOOK_SECONDS if self._told else _POLL_SECONDS
         if not self._told:
@@ -397,15 +465,16 @@ class Channel(stock.Channel):
         now = monotonic()
         if self._asked:
             patience = self.health_check_interval
+            if patience and self._asked == "wait":
+                patience += _LOOK_SECONDS
             if patience and now - self._asked_at > patience and not _readable(connection._sock):
                 logger.warning("Redis has not answered for %.0f s; dropping the connection", now - self._asked_at)
                 connection.disconnect()
         elif now - self._idle_since >= self._pause:
-            if self._told:
-                lists = [self.global_keyprefix + key for key in self._lists(self._asked_queues)]
-                self._ask(connection, "look", "EXISTS", *lists)
+            if self._told and self._watching and not self._rests:
+                self._send_look(connection, "again")
             else:
-                self._in_poll = None
+                self._rests, self._in_poll = False, None
 
     def _on_connection_disconnect(self, connection: Any) -> None:
         if self._in_poll is connection or self._ready_sock is None:
@@ -415,14 +484,25 @@ class Channel(stock.Channel):
     def _lose_answer(self) -> None:
         """Remember a take that nobody will hear of: its messages go back with the next connection."""
         asked, self._asked = self._asked, None
+        if self._watching:
+            # Who connects again has it still.
+            self._watching = False
+            INCARNATION.watchers.append(self._watcher)
+            self._watcher = ""
         if asked == "take":
             # Redis can get round to it after it has got the next connection.
             INCARNATION.unanswered[self._asked_take] = claims.now() + _GRACE_SECONDS
 
     def _update_queue_cycle(self) -> None:
         super()._update_queue_cycle()
-        if self._in_poll and not self._asked:
-            # It waits for other queues than these.
+        if set(self.active_queues) == set(self._asked_queues):
+            return
+        # It waits for other queues than these.
+        self._hand_over()
+        self._next = "take"
+        if self._in_poll and self._asked == "wait":
+            self._in_poll.disconnect()
+        if not self._asked:
             self._in_poll = None
 
     # -- reading --------------------------------------------------------------------------------------------------
@@ -437,22 +517,19 @@ class Channel(stock.Channel):
         asked, self._asked = self._asked, None
         waiting, self._in_poll = self._in_poll, None
         self._woken = False
-        reply: Any = None
+        replies: list[Any] = []
         trouble = None
         try:
             if asked is None:
                 connection.read_response(push_request=True)
             else:
-                reply = connection.read_response()
+                replies = self._read_all(connection, asked)
         except NoScriptError:
             self._by_hash = False
             self._send_take(connection)
             raise Empty from None
         except ResponseError as error:
-            if monotonic() - self._refused > _CHECK_SECONDS:
-                self._refused = monotonic()
-                logger.error("Redis hands out no messages for now: %s. %s", error, _remedy(error))
-            self._in_poll, self._idle_since = connection, monotonic()
+            self._rest(connection, error)
             raise Empty from error
         except self.connection_errors as error:
             self._asked = asked
@@ -470,17 +547,96 @@ class Channel(stock.Channel):
         except self.connection_errors as error:
             connection.disconnect()
             trouble = error
-        if asked == "take" and reply:
-            run, *taken = reply
-            self._batch = min(self._batch * 2, _MOST_AT_ONCE) if len(taken) == 3 * self._asked_most else 1
-            self._deliver_taken(run, taken)
+        found = self._understand(connection, asked, replies)
         if trouble:
             raise trouble
-        if reply and asked == "take":
+        if found:
             return True
-        if asked and not reply and not self._woken:
-            self._in_poll, self._idle_since = connection, monotonic()
         raise Empty
+
+    def _read_all(self, connection: Any, asked: str) -> list[Any]:
+        """Read the answers to all that was asked; raise the first error when all are read."""
+        if asked == "wait":
+            return [self._read_watch(connection)]
+        replies, failure = [], None
+        for _ in range(self._asked_count):
+            try:
+                replies.append(connection.read_response())
+            except ResponseError as error:
+                replies.append(None)
+                # When Redis is full it cannot be written who watches, which can wait.
+                if not (asked in ("look", "again") and isinstance(error, OutOfMemoryError)):
+                    failure = failure or error
+        if failure is not None:
+            raise failure
+        return replies
+
+    def _read_watch(self, connection: Any) -> Any:
+        """Read the answer to a wait, which does not come with the news of a list that was looked at before.
+
+        Raises:
+            Empty: it has not come.
+        """
+        while True:
+            self._woken = False
+            reply = connection.read_response(push_request=True)
+            if not self._woken:
+                return reply
+            if not connection.can_read(timeout=0):
+                self._asked, self._in_poll = "wait", connection
+                raise Empty
+
+    def _rest(self, connection: Any, error: ResponseError) -> None:
+        """Ask again after a while."""
+        if monotonic() - self._refused > _CHECK_SECONDS:
+            self._refused = monotonic()
+            logger.error("Redis hands out no messages for now: %s. %s", error, _remedy(error))
+        self._next, self._rests = "take", True
+        self._in_poll, self._idle_since = connection, monotonic()
+
+    def _understand(self, connection: Any, asked: str | None, replies: list[Any]) -> bool:
+        """Do what follows from an answer, and return whether there were messages in it."""
+        if asked == "take":
+            return self._take_answered(connection, replies[0])
+        if asked in ("look", "again"):
+            _, messages, watcher = replies
+            if asked == "again" and watcher and bytes_to_str(watcher) > self._watcher:
+                # One is enough; both see the other.
+                self._watching, self._next = False, "wait"
+            elif messages:
+                self._next = "take"
+            elif not self._woken:
+                self._in_poll, self._idle_since = connection, monotonic()
+        elif asked == "wait":
+            self._watching = replies[0] is not None
+            self._next = "look" if self._watching else "check"
+        elif asked == "check":
+            messages, watched = replies
+            self._next = "take" if messages or not watched else "wait"
+        else:
+            self._vain += 1
+            self._next = "take" if self._vain <= _VAIN else "look"
+        if set(self.active_queues) != set(self._asked_queues):
+            self._hand_over()
+            self._next, self._in_poll = "take", None
+        elif self._watching and not self.qos.can_consume():
+            self._hand_over()
+        return False
+
+    def _take_answered(self, connection: Any, reply: list[Any]) -> bool:
+        if len(reply) > 1:
+            run, more, *taken = reply
+            gave, self._watching = self._watching, False
+            self._next, self._vain = ("wait" if gave and not more else "take"), 0
+            self._batch = min(self._batch * 2, _MOST_AT_ONCE) if len(taken) == 3 * self._asked_most else 1
+            self._deliver_taken(run, taken)
+            return True
+        if not self._told:
+            self._in_poll, self._idle_since = connection, monotonic()
+            return False
+        self._watching = self._watching or bool(reply)
+        self._next = "look" if self._watching else "wait"
+        return False
 
     def _flush_reauth(self) -> None:
         # Since kombu 5.7.
@@ -568,19 +724,27 @@ class Channel(stock.Channel):
         with self.conn_or_acquire() as client:
             while True:
                 keys, args = self._take_arguments([queue], 1)
-                args[2] = "01"[self.ack_emulation and not no_ack]
+                args[2], args[4] = "01"[self.ack_emulation and not no_ack], ""
                 leased = claims.now()
                 reply = self._take(keys=keys, args=args, client=client)
                 self._renew_queue(client, queue)
                 if not reply:
                     return None
-                run, _, name, text = reply
+                run, _, _, name, text = reply
                 message = self._message(queue, bytes_to_str(name), text, not no_ack)
                 if message is not None:
                     message.run, message.leased = run, leased
                     if not no_ack:
                         self.qos.append(message, message.delivery_tag)
                     return message
+
+    def _size(self, queue: str) -> int:
+        """Return how many messages wait; a key of the wrong type does not keep a worker from starting."""
+        try:
+            return int(super()._size(queue))
+        except ResponseError as error:
+            logger.error("The size of queue %s is not known: %s. %s", queue, error, _remedy(error))
+            return 0
 
     def _renew_queue(self, client: Any, queue: str) -> None:
         # Queues that expire, since kombu 5.7.
@@ -797,11 +961,13 @@ class Channel(stock.Channel):
     def close(self) -> None:
         """Close the channel; what was asked for meanwhile goes back."""
         waiting, asked = self._in_poll, self._asked
+        if not self.closed:
+            self._hand_over()
         # kombu would wait for an answer.
         self._in_poll = self._asked = None
         if not self.closed and waiting and asked == "take":
             try:
-                for name in waiting.read_response()[2::3]:
+                for name in waiting.read_response()[3::3]:
                     self._give_back(bytes_to_str(name))
             except (*self.connection_errors, ResponseError):
                 self._asked = asked

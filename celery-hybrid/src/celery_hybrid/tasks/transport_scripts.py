@@ -21,14 +21,16 @@ from __future__ import annotations
 
 TAKE = """
 -- Moves messages from queues to unacked.
--- KEYS: unacked, its index, the list for what is not a message, the number of the last run, then the lists of all
---       queues for each priority.
+-- KEYS: unacked, its index, the list for what is not a message, the number of the last run, the list where the watch of
+--       these queues is handed over, who has it, then the lists of all queues for each priority.
 -- ARGV: how many at most; 1 when a queue goes last after it gave; a 1 for each queue that is acknowledged, else 0;
---       the claim; the name of each queue in JSON.
--- Returns the number of the first run (the next one's is greater by one, and so on), then for each message the number
--- of its queue, the name of its claim and its text; no name: it is not a message.
-local wanted, rotate, acknowledged = tonumber(ARGV[1]), ARGV[2] == '1', ARGV[3]
-local queues = #ARGV - 4
+--       the claim; 'give' the watch when something is found, 'ask' for it when not, or neither; who asks; seconds that
+--       the watch is kept for who has it; the name of each queue in JSON.
+-- Returns the number of the first run (the next one's is greater by one, and so on), 1 when there are more messages,
+-- then for each message the number of its queue, the name of its claim and its text; no name: it is not a message.
+-- Without messages it returns 1 when the watch is given to who asks, else nothing.
+local wanted, rotate, acknowledged, watch = tonumber(ARGV[1]), ARGV[2] == '1', ARGV[3], ARGV[5]
+local queues = #ARGV - 7
 local order, run, now, taken, failure = {}, nil, nil, {}, nil
 for queue = 1, queues do order[queue] = queue end
 
@@ -55,7 +57,8 @@ local function tag_of(text)
 end
 
 local function begin()
-    local time = redis.call('TIME')
+    local time = redis.pcall('TIME')
+    if failed(time, 'TIME') then return false end
     now = time[1] .. '.' .. string.format('%06d', time[2])
     -- Numbers of runs only grow, whatever the clock does, and also when Redis has lost the last one.
     run = time[1] * 1000000 + time[2]
@@ -65,13 +68,14 @@ local function begin()
         run = last + 1
         redis.pcall('SET', KEYS[4], string.format('%.0f', run + wanted - 1))
     end
+    return true
 end
 
 local function claim(queue, tag, text)
     local name = tag .. ':' .. ARGV[4] .. '.' .. (#taken / 3)
     if string.sub(acknowledged, queue, queue) ~= '1' then return name end
     if failed(redis.pcall('ZADD', KEYS[2], now, name), KEYS[2]) then return nil end
-    if failed(redis.pcall('HSET', KEYS[1], name, '[' .. text .. ', "", ' .. ARGV[4 + queue] .. ']'), KEYS[1]) then
+    if failed(redis.pcall('HSET', KEYS[1], name, '[' .. text .. ', "", ' .. ARGV[7 + queue] .. ']'), KEYS[1]) then
         redis.pcall('ZREM', KEYS[2], name)
         return nil
     end
@@ -79,12 +83,12 @@ local function claim(queue, tag, text)
 end
 
 local function take(queue, text)
-    if not run then begin() end
+    if not run and not begin() then return false end
     local tag, name = tag_of(text), nil
     if tag then
         name = claim(queue, tag, text)
     else
-        local element = ARGV[4 + queue] .. '\\nis no message of Celery: no delivery tag\\n' .. text
+        local element = ARGV[7 + queue] .. '\\nis no message of Celery: no delivery tag\\n' .. text
         name = not failed(redis.pcall('LPUSH', KEYS[3], element), KEYS[3]) and ''
     end
     if not name then return false end
@@ -105,7 +109,7 @@ local function pop(list, queue)
     return false
 end
 
-for first = 4, #KEYS - queues, queues do
+for first = 6, #KEYS - queues, queues do
     local empty, more = {}, true
     while more and wanted > 0 do
         more = false
@@ -124,11 +128,15 @@ for first = 4, #KEYS - queues, queues do
 end
 if #taken == 0 then
     if failure then return failure end
-    -- A connection that tracks its keys hears of these when they change, because they were read here.
-    redis.call('EXISTS', unpack(KEYS, 5))
-    return taken
+    if watch ~= 'ask' then return {} end
+    if type(redis.pcall('RPOP', KEYS[5])) == 'string' then return {1} end
+    local set = redis.pcall('SET', KEYS[6], ARGV[6], 'NX', 'EX', ARGV[7])
+    if type(set) == 'table' and set.ok or redis.pcall('GET', KEYS[6]) == ARGV[6] then return {1} end
+    return {}
 end
-return {run, unpack(taken)}
+if watch == 'give' then redis.pcall('LPUSH', KEYS[5], '1') end
+local more = wanted == 0 and not failure and redis.pcall('EXISTS', unpack(KEYS, 7))
+return {run, type(more) == 'number' and more or 0, unpack(taken)}
 """
 
 RENEW = """
