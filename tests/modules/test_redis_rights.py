@@ -26,7 +26,7 @@ WORKER = {"name": "celery", "password": "of a worker"}
 PRODUCER = {"name": "client", "password": "of a client"}
 # What celery-hybrid and celery_verify need beyond Celery itself, and what redis-py sends after an error between WATCH
 # and EXEC.
-OURS = {word for right in CELERY_RIGHTS[-4:] for word in right.worker.split()}
+OURS = {word for right in CELERY_RIGHTS[-5:] for word in right.worker.split()}
 NOT_ALWAYS = OURS | {"unwatch"}
 
 
