@@ -540,19 +540,13 @@ def facts(partitions=2):
                 "auto_delete": False,
                 "arguments": {"x-queue-type": "quorum"},
             },
-            {
-                "name": "celery.chords",
-                "durable": True,
-                "auto_delete": False,
-                "arguments": {"x-queue-type": "classic", "x-single-active-consumer": True},
-            },
         ],
         "bindings": [
             {"source": "", "destination": name, "destination_type": "queue", "routing_key": name} for name in streams
         ]
         + [
             {"source": "celery.results", "destination": name, "destination_type": "queue", "routing_key": name}
-            for name in [*streams, "celery.reply.1", "celery.chords"]
+            for name in [*streams, "celery.reply.1"]
         ]
         + [
             {
@@ -576,7 +570,6 @@ def test_a_declared_topology_passes():
     assert topology(facts(), "_partitions") == "2 streams"
     assert topology(facts(), "_bindings") == "2 bindings"
     assert topology(facts(), "_expiry", 86400.0) == "max-age 86400s"
-    assert topology(facts(), "_chords") == "durable, single active consumer, bound"
     assert topology(facts(), "_dlx") == "topic, durable"
     assert topology(facts(), "_dead_letters") == "quorum, durable, bound with #"
 
@@ -633,9 +626,6 @@ def without(kind, name):
             (86400.0,),
             "celery.results.0 drops records after 1h, result_expires is 86400 s",
         ),
-        (without("queues", "celery.chords"), "_chords", (), "does not exist"),
-        (change("queues", "celery.chords", arguments={}), "_chords", (), "no single active consumer"),
-        (without("bindings", "celery.chords"), "_chords", (), "is not bound"),
         (without("queues", "celery.dead_letters"), "_dead_letters", (), "does not exist"),
         (
             change("queues", "celery.dead_letters", arguments={"x-queue-type": "classic"}),

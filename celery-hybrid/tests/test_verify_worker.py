@@ -63,10 +63,9 @@ def facts():
         "host": "results1",
         "exchanges": [exchange("celery.results", "direct"), exchange("celery.dlx", "topic")],
         "queues": [queue("celery.dead_letters", "quorum", {})]
-        + [queue("celery.chords", "classic", {}, **{"x-single-active-consumer": True})]
         + [queue(name, "stream", {"max-age": "86400s"}) for name in streams],
         "bindings": [binding("celery.dlx", "celery.dead_letters", "#")]
-        + [binding("celery.results", name, name) for name in [*streams, "celery.chords"]],
+        + [binding("celery.results", name, name) for name in streams],
         "policies": [],
         "nodes": [{"name": "rabbit@results1", "fd_total": 1000}],
     }

@@ -165,6 +165,10 @@ CELERY_RIGHTS = (
         "look at queues and at what was taken: C(celery_verify), C(diagnose), C(release), C(purge)",
         "hlen hmget hscan zcard zcount zmscore scard scan dbsize lindex lrange lrem",
     ),
+    Right(
+        "count the parts of chords, and send their bodies, by scripts of celery-hybrid; a chord's shape and size",
+        "hexists hgetall hincrby expire type zscore",
+    ),
     Right("remember what a task has done, as celery_hybrid.guard does, and count", "pttl expire incr hincrby"),
     Right("what kombu 5.5 and 5.6 ask in other words", "zrevrangebyscore unsubscribe"),
 )
@@ -239,6 +243,8 @@ def celery_rules(
         channels = [f"&/{number}.celeryev/*"]
         tables = " ".join(f"~{table}.{_literal(queue)}" for queue in queues for table in _TABLES)
         selectors = [f"(-@all +sadd +smembers {tables})"]
+        # Chords are begun by whoever sends them, and counted by workers.
+        selectors += ["(-@all +del +hset +expire %W~celery.chord.*)"]
     else:
         raise ValueError(f"{role!r} is neither 'worker' nor 'producer'")
     return [*limits, "resetchannels", *channels, "-@all", *(f"+{word}" for word in [*own, *commands]), *selectors]

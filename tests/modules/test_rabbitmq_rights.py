@@ -66,7 +66,6 @@ OF_CLIENTS = {
         f"{REPLY}.y", "fanout", auto_delete=True, arguments={"alternate-exchange": "celery.dlx"}
     ),
     "turn results into dead letters": lambda channel: channel.exchange_bind("celery.dlx", "celery.results", "x"),
-    "count the parts of chords": lambda channel: channel.basic_consume("celery.chords"),
     "read the journal": lambda channel: channel.basic_get("celery.journal"),
 }
 OF_MONITORING = {
@@ -154,7 +153,7 @@ def test_monitoring_sees_counts_and_no_more(host, secrets):
 
 def test_worker_may_look_for_what_it_needs(channel_of):
     with channel_of("worker") as channel:
-        for name in ("celery.results.0", "celery.chords", "celery.journal", "celery.dead_letters"):
+        for name in ("celery.results.0", "celery.journal", "celery.dead_letters"):
             try:
                 channel.queue_declare(name, passive=True)
             except (NotFound, AMQPError) as error:

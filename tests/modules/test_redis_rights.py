@@ -26,8 +26,10 @@ WORKER = {"name": "celery", "password": "of a worker"}
 PRODUCER = {"name": "client", "password": "of a client"}
 # What celery-hybrid and celery_verify need beyond Celery itself, and what redis-py sends after an error between WATCH
 # and EXEC.
-OURS = {word for right in CELERY_RIGHTS[-5:] for word in right.worker.split()}
+OURS = {word for right in CELERY_RIGHTS[-6:] for word in right.worker.split()}
 NOT_ALWAYS = OURS | {"unwatch"}
+# How an application begins a chord.
+BEGIN = {"del", "hset", "expire"}
 
 
 @pytest.fixture(scope="session")
@@ -154,7 +156,7 @@ def test_celery_has_the_rights_that_it_uses_and_no_others(rights: Server, stock:
     assert refused(rights) == []
     *_, of_worker, of_producer = map(commands, users_of(rights))
     by_administrator = {"acl|list", "acl|log", "config|resetstat", "info", "auth", "hello"}
-    assert of_producers - by_administrator == of_producer
+    assert of_producers - by_administrator == of_producer - BEGIN
     assert used(rights) - by_administrator == of_worker - NOT_ALWAYS
 
 
@@ -256,6 +258,31 @@ def test_everything_else_is_refused(two_users: Server, user: str, command: str) 
         two_users.client(user, password) as client,
         pytest.raises(RedisError, match=r"NOPERM|DEBUG command not allowed"),
     ):
+        client.call(*command.split())
+
+
+def test_producer_begins_a_chord(two_users: Server) -> None:
+    with two_users.client("client", PRODUCER["password"]) as client:
+        client.call("SELECT", str(DATABASE))
+        client.call("MULTI")
+        client.call("DEL", "celery.chord.x")
+        client.call("HSET", "celery.chord.x", "shape", "")
+        client.call("EXPIRE", "celery.chord.x", "60")
+        assert client.call("EXEC") == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "HGETALL celery.chord.x",
+        "HGET celery.chord.x shape",
+        "HSET celery.chords.ready a b",
+        "ZADD celery.chords.ready 1 x",
+        "EVAL return 0",
+    ],
+)
+def test_producer_neither_reads_nor_counts_chords(two_users: Server, command: str) -> None:
+    with two_users.client("client", PRODUCER["password"]) as client, pytest.raises(RedisError, match="NOPERM"):
         client.call(*command.split())
 
 

@@ -23,8 +23,20 @@ ARCHIVE_PREFIX = "celery.results."
 REPLY_PREFIX = "celery.reply."
 """A reply queue is named by this and the reply address of its client process, and bound with its own name."""
 
+CHORD_PREFIX = "celery.chord."
+"""In Redis, a hash: what is counted of one chord is named by this and the id of its header's group."""
+
+CHORDS_READY = "celery.chords.ready"
+"""In Redis, a sorted set: chords that somebody is finishing, by the server's time when that began."""
+
+CHORDS_OPEN = "celery.chords.open"
+"""In Redis, a sorted set: chords that a part was counted of, by the server's time when they are given up."""
+
+FINISH_CHORD = "celery_hybrid.finish_chord"
+"""Task that sends the body of a chord whose last part was counted by a process that could not."""
+
 CHORDS_QUEUE = "celery.chords"
-"""Queue of the parts of chords, bound with its own name. One worker at a time reads it (single active consumer)."""
+"""Queue that earlier versions counted the parts of chords in. Workers empty it into Redis where it still exists."""
 
 JOURNAL_QUEUE = "celery.journal"
 """Quorum queue of the newest records, bound with its own name; used with the option ``survive_power_loss``."""

@@ -49,6 +49,7 @@ would share RabbitMQ. Other processes do not: the worker's pool has to be ``solo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -56,23 +57,23 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import amqp
 from billiard import current_process
 
-from celery_hybrid.errors import OptionError, ResultStoreError
+from celery_hybrid.errors import OptionError, ResultStoreError, TopologyError
 from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.publisher import Publisher
 from celery_hybrid.rabbitmq.records import CHORD_KINDS, DEAD_LETTER, FORGET, GROUP, RESULT, Record, outcome
 from celery_hybrid.results.archive import Archive, Ends
 from celery_hybrid.results.backend import AMQPBackend
-from celery_hybrid.results.chords import Chord, ChordKeeper
-from celery_hybrid.results.content import Meta
+from celery_hybrid.results.chords import Chords
 from celery_hybrid.results.index import Key
 from celery_hybrid.results.replies import Mailbox, Replies
 from celery_hybrid.results.store import Store
+from celery_hybrid.tasks.chords import COMPLETE, DONE, GONE, MORE, OPEN, Chord, Command, Part
 
 __all__ = ["MemoryBackend", "clear"]
 
@@ -84,12 +85,14 @@ class Memory:
 
     Attributes:
         chords: those under way, by the id of their group.
+        finished: ids of the groups of the others.
         dead_letters: routing key and message of each.
         backends: those that keep their records here.
     """
 
     def __init__(self) -> None:
-        self.chords: dict[str, Chord] = {}
+        self.chords: dict[str, MemoryChord] = {}
+        self.finished: set[str] = set()
         self.dead_letters: list[tuple[str, amqp.Message]] = []
         self.backends: weakref.WeakSet[MemoryBackend] = weakref.WeakSet()
         self._lock = threading.Lock()
@@ -102,6 +105,7 @@ class Memory:
             known, mailboxes = list(self._records), list(self._mailboxes.values())
             self._records.clear()
             self.chords.clear()
+            self.finished.clear()
             self.dead_letters.clear()
         for mailbox in mailboxes:
             for _, record_id in known:
@@ -137,19 +141,6 @@ class Memory:
                     found[key] = held
         return found
 
-    def count(self, record: Record, meta: Callable[[Record], Meta]) -> Chord | None:
-        """Take a record of a chord into account; return the chord when that was the last one missing, once.
-
-        Args:
-            record: the record.
-            meta: decodes one.
-        """
-        record = _transmitted(record)
-        with self._lock:
-            chord = self.chords.setdefault(record.group, Chord())
-            chord.add(record, meta)
-            return self.chords.pop(record.group) if chord.complete else None
-
     def listen(self, reply_to: str, mailbox: Mailbox) -> None:
         """Push to a mailbox from now on what is addressed to it."""
         with self._lock:
@@ -161,42 +152,97 @@ class Memory:
             self._mailboxes.pop(reply_to, None)
 
 
+@dataclasses.dataclass
+class MemoryChord:
+    """What is counted of one chord."""
+
+    shape: Any = None
+    size: int | None = None
+    added: set[str] = dataclasses.field(default_factory=set)
+    parts: dict[str, Part] = dataclasses.field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every task of the header has ended."""
+        return self.size is not None and bool(self.parts) and len(self.parts) >= self.size + len(self.added)
+
+
+class MemoryCounter:
+    """Counts chords in memory, whatever the broker is; bodies are sent as any task is."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._lock = memory._lock
+
+    def begin(self, group_id: str, shape: Any) -> None:
+        """Begin a chord."""
+        with self._lock:
+            self._memory.finished.discard(group_id)
+            self._memory.chords[group_id] = MemoryChord(shape)
+
+    def resize(self, group_id: str, size: int) -> None:
+        """Note how many tasks a header has; the group at the end of a chain is no chord of its own."""
+        with self._lock:
+            if group_id in self._memory.chords:
+                self._memory.chords[group_id].size = size
+
+    def grow(self, group_id: str, task_id: str) -> str:
+        """Note that a header has a task more."""
+        with self._lock:
+            chord = self._memory.chords.get(group_id)
+            if chord is None:
+                return self._ended(group_id)
+            chord.added.add(task_id)
+            return MORE
+
+    def count(
+        self,
+        group_id: str,
+        part: Part,
+        origin: dict[str, Any],  # noqa: ARG002 - the task that ends the chord sends its body
+        body: bytes,  # noqa: ARG002
+        bounded: bool,  # noqa: ARG002 - memory has room
+    ) -> str:
+        """Count a part."""
+        with self._lock:
+            chord = self._memory.chords.get(group_id)
+            if chord is None:
+                return self._ended(group_id)
+            known = part.task_id in chord.parts
+            chord.parts.setdefault(part.task_id, part)
+            return COMPLETE if chord.complete and not known else MORE
+
+    def load(self, group_id: str) -> Chord:
+        """Return what there is to finish."""
+        with self._lock:
+            chord = self._memory.chords.get(group_id)
+            if chord is None:
+                return Chord(self._ended(group_id))
+            return Chord(COMPLETE if chord.complete else OPEN, dict(chord.parts), chord.size, chord.shape)
+
+    def capture(self) -> contextlib.AbstractContextManager[list[Command]]:
+        """Collect nothing: the body is sent at once."""
+        return contextlib.nullcontext([])
+
+    def finish(self, group_id: str, commands: Sequence[Command]) -> bool:  # noqa: ARG002 - there are none
+        """Forget a chord."""
+        with self._lock:
+            self._memory.finished.add(group_id)
+            return self._memory.chords.pop(group_id, None) is not None
+
+    def _ended(self, group_id: str) -> str:
+        return DONE if group_id in self._memory.finished else GONE
+
+
 # The parts of a store in memory have the interfaces of the real ones, but none of their connections: so each is made
 # without its base's __init__.
-
-
-class MemoryChords(ChordKeeper):
-    """Counts the parts of chords in the thread that stores them; there is none of its own."""
-
-    def __init__(self, memory: Memory, app: weakref.ref[Any]) -> None:
-        self._memory = memory
-        self._app = app
-        self._chords = memory.chords
-
-    def count(self, record: Record) -> None:
-        """Take a record of a chord into account, and start the body behind the last one."""
-        chord = self._memory.count(record, self._decode)
-        app = self._app()
-        if chord is not None and app is not None:
-            self._finish(app, record.group, chord)
-
-    def start(self, wait: bool = True) -> bool:  # noqa: ARG002 - there is nothing to start
-        """Tell that parts are counted."""
-        return True
-
-    def stop(self) -> None:
-        """There is nothing to stop."""
-
-    def abandon(self) -> None:
-        """There is nothing to abandon."""
 
 
 class MemoryPublisher(Publisher):
     """Keeps records in memory."""
 
-    def __init__(self, memory: Memory, chords: MemoryChords) -> None:
+    def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self._chords = chords
 
     def publish(
         self,
@@ -220,7 +266,7 @@ class MemoryPublisher(Publisher):
         if record.kind == DEAD_LETTER:
             self.dead_letter(record.to_message(), record.subject)
         elif record.kind in CHORD_KINDS:
-            self._chords.count(record)
+            raise TopologyError("amqp-memory:// has no chords of earlier versions")
         else:
             self._memory.add(record, reply_to)
 
@@ -308,14 +354,16 @@ class MemoryStore(Store):
 
     def _assemble(self, reply_to: str) -> None:
         super()._assemble(reply_to)
-        self.chords = chords = MemoryChords(self.memory, self._app)
-        self.publisher = MemoryPublisher(self.memory, chords)
+        self.publisher = MemoryPublisher(self.memory)
         self.journal = None
         self.archive = MemoryArchive(self.memory, self._expires)
         self.replies = MemoryReplies(self.memory, reply_to, self.mailbox)
 
     def _outbox(self, what: str = "results") -> None:
         """There is no outage to outlive."""
+
+    def serve(self) -> None:
+        """There is nothing to do for other workers."""
 
 
 class MemoryBackend(AMQPBackend):
@@ -327,7 +375,18 @@ class MemoryBackend(AMQPBackend):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        memory_of(self.url).backends.add(self)
+        self._memory = memory_of(self.url)
+        self._memory.backends.add(self)
+
+    @property
+    def counts_in_redis(self) -> bool:
+        """Chords are counted in memory, whatever the broker is."""
+        return False
+
+    @property
+    def chords(self) -> Chords:
+        """The chords of this application."""
+        return Chords(self, MemoryCounter(self._memory))
 
 
 def _transmitted(record: Record, reply_to: str | None = None) -> Record:

@@ -454,11 +454,11 @@ RABBITMQ = (
     ),
     Row(
         "rabbitmq",
-        "policies celery/celery.chords",
+        "policies celery/celery.journal",
         "message-ttl",
         "message-ttl=1000",
-        "api PUT policies/celery/celery.chords"
-        """ '{"pattern": "^celery.chords$", "apply-to": "queues", "definition": {"message-ttl": 1000}}'""",
+        "api PUT policies/celery/celery.journal"
+        """ '{"pattern": "^celery.journal$", "apply-to": "queues", "definition": {"message-ttl": 1000}}'""",
         ("rabbitmq: policies",),
         layer="object",
     ),

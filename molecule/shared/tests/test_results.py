@@ -99,12 +99,8 @@ def test_dead_letters_have_a_durable_bounded_home(api):
     )
 
 
-def test_parts_of_chords_are_counted_by_one_worker_at_a_time(api):
-    queue = api("queues/celery/celery.chords")
-    assert (queue["durable"], queue["policy"]) == (True, "celery.chords")
-    assert queue["arguments"]["x-single-active-consumer"] is True
-    assert len(queue["consumer_details"]) >= 1
-    assert sum(consumer["active"] for consumer in queue["consumer_details"]) == 1
+def test_chords_are_not_counted_in_rabbitmq(api):
+    assert "celery.chords" not in {queue["name"] for queue in api("queues/celery")}
 
 
 def test_results_expire_by_policy(api):

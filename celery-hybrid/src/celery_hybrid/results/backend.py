@@ -10,6 +10,7 @@ from typing import Any
 
 from celery import states
 from celery._state import task_join_will_block
+from celery.app.task import Context
 from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.base import Backend
 from celery.exceptions import BackendGetMetaError
@@ -22,15 +23,18 @@ from celery_hybrid.errors import (
     RecordTooLargeError,
     ResultStoreError,
     ResultStoreUnreachableError,
+    TopologyError,
 )
 from celery_hybrid.names import id_of
-from celery_hybrid.processes import is_pool_child, must_not_wait
+from celery_hybrid.processes import must_not_wait
 from celery_hybrid.rabbitmq.options import SETTING, Options
-from celery_hybrid.rabbitmq.records import CHORD_GROWTH, CHORD_PART, CHORD_SHAPE, CHORD_SIZE, GROUP, RESULT, Record
+from celery_hybrid.rabbitmq.records import CHORD_GROWTH, CHORD_PART, GROUP, RESULT, Record
 from celery_hybrid.rabbitmq.urls import masked
+from celery_hybrid.results.chords import BRIEF, Chords, MainProcessChords, origin_of, register
 from celery_hybrid.results.content import Codec, Meta, failure_instead
 from celery_hybrid.results.store import Store, on_fork, store_of
 from celery_hybrid.results.waiting import SHORTEST_LOOK, ResultConsumer
+from celery_hybrid.tasks.chords import GONE, RedisCounter
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +76,16 @@ class AMQPBackend(AsyncBackendMixin, Backend):
         self._codec = Codec(self.serializer, compression, self.accept)
         self._store = store_of(app, self.url, self.options, self.expires, self.store_class)
         self._client_of_chord: str | None = None
+        self._chords: dict[bool, Chords] = {}
+        register(app)
         self.result_consumer = ResultConsumer(self, app, self.accept, self._pending_results, self._pending_messages)
         self._store.mailbox.join(self.result_consumer)
         on_fork(self)
+
+    @property
+    def codec(self) -> Codec:
+        """Encodes and decodes what is stored."""
+        return self._codec
 
     @property
     def store(self) -> Store:
@@ -83,6 +94,7 @@ class AMQPBackend(AsyncBackendMixin, Backend):
 
     def after_fork(self) -> None:
         """Begin anew in a child: what the parent waits for is not the child's."""
+        self._chords.clear()
         for waiting in self._pending_results:
             waiting.clear()
         self._pending_messages.clear()
@@ -182,50 +194,83 @@ class AMQPBackend(AsyncBackendMixin, Backend):
 
     # Chords
 
-    def apply_chord(self, header_result_args: Any, body: Any, **_: Any) -> None:  # noqa: ARG002 - parts carry the body
-        """Note the shape of a chord's results, which matters when its header holds groups.
+    @property
+    def counts_in_redis(self) -> bool:
+        """Whether the broker is one that can count chords."""
+        return str(self.app.connection_for_write().transport.driver_type) == "redis"
 
-        Always, and before the header is sent: when RabbitMQ is away, the caller learns it while nothing has begun.
+    @property
+    def chords(self) -> Chords | None:
+        """The chords of this application, or None when its broker cannot count them."""
+        brief = must_not_wait()
+        chords = self._chords.get(brief)
+        if chords is None and self.counts_in_redis:
+            counter = RedisCounter(self.app, self.expires, BRIEF if brief else None)
+            chords = self._chords[brief] = (MainProcessChords if brief else Chords)(self, counter)
+        return chords
+
+    def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
+        """Begin a chord, and note the shape of its results, which matters when its header holds groups.
+
+        Raises:
+            kombu.exceptions.OperationalError: the broker is away; nothing has begun.
         """
-        group_id, shape = header_result_args[0], None
+        chords = self.chords
+        if chords is None:
+            super().apply_chord(header_result_args, body, **kwargs)
+            return
+        shape = None
         # A generator must not be run through beforehand.
         if not isinstance(header_result_args[1], _regen):
             header = self.app.GroupResult(*header_result_args)
             if any(isinstance(result, GroupResult) for result in header.results):
                 shape = header.as_tuple()
-        self._count(group_id, group_id, CHORD_SHAPE, {"result": shape})
+        chords.counter.begin(header_result_args[0], shape)
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
         """Tell how many tasks the header of a chord has."""
-        self._count(group_id, group_id, CHORD_SIZE, {"result": chord_size})
+        chords = self.chords
+        if chords is not None:
+            chords.counter.resize(group_id, chord_size)
 
     def add_to_chord(self, chord_id: str, result: Any) -> None:
         """Tell that a running chord's header gets one task more (``Task.add_to_chord``)."""
-        self._count(chord_id, result.id, CHORD_GROWTH, {"result": 1})
+        chords = self.chords
+        if chords is None:
+            super().add_to_chord(chord_id, result)
+        elif chords.counter.grow(chord_id, result.id) == GONE:
+            self._count_as_before(chord_id, result.id, CHORD_GROWTH, {"result": 1})
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **_: Any) -> None:
-        """Put the end of a task of a chord's header into the queue where parts are counted."""
-        if not request.id or not request.group:
-            return
+        """Count the end of a task of a chord's header; behind the last one, send the body."""
+        chords = self.chords
+        if request.id and request.group and chords is not None:
+            chords.part_ended(request, state, result)
+
+    def count_as_before(self, request: Any, state: str, result: Any) -> bool:
+        """Put the end of a task where earlier versions count, if that exists; return whether it does.
+
+        A chord that an application of an earlier version has begun is not known in Redis.
+        """
         meta = {
             "task_id": request.id,
             "status": state,
             "result": self.encode_result(result, state),
             "index": request.group_index,
-            "origin": {
-                "id": request.id,
-                "root_id": request.root_id or request.id,
-                "reply_to": request.reply_to,
-                "delivery_info": {"priority": (request.delivery_info or {}).get("priority")},
-                "stamped_headers": request.stamped_headers,
-                "stamps": request.stamps,
-            },
+            "origin": origin_of(request),
             "chord": request.chord,
         }
-        self._count(request.group, request.id, CHORD_PART, meta)
-        if not is_pool_child():
-            # A worker of one process, which may be the only one.
-            self._store.chords.start(wait=False)
+        return self._count_as_before(request.group, request.id, CHORD_PART, meta)
+
+    def _count_as_before(self, group_id: str, record_id: str, kind: str, meta: Meta) -> bool:
+        try:
+            self._store.publisher.publish(replace(self._codec.encode(record_id, kind, meta), group=group_id))
+        except TopologyError:
+            return False
+        except ResultStoreError as exc:
+            logger.warning("RabbitMQ cannot tell whether it counts chord %s: %s", group_id, exc)
+            return False
+        return True
 
     def chord_error_from_stack(self, callback: Any, exc: Exception | None = None) -> Any:
         """Store the failure of a chord's body, and push it to whoever waits for the body."""
@@ -236,8 +281,13 @@ class AMQPBackend(AsyncBackendMixin, Backend):
         finally:
             self._client_of_chord = None
 
-    def _count(self, group_id: str, record_id: str, kind: str, meta: Meta) -> None:
-        self._store.write(replace(self._codec.encode(record_id, kind, meta), group=group_id))
+    def _call_task_errbacks(self, request: Any, exc: Any, traceback: Any) -> None:
+        # Celery calls those that take a request here and now, and one that exits would take the process with it.
+        for errback in request.errbacks:
+            try:
+                super()._call_task_errbacks(Context(vars(request), errbacks=[errback]), exc, traceback)
+            except SystemExit as exit_:
+                logger.error("Errback %r of task %s has called sys.exit(%r).", errback, request.id, exit_.code)
 
     def decode_record(self, record: Record) -> Meta:
         """Return what a record holds.

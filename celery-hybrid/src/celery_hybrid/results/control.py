@@ -9,20 +9,32 @@ from typing import Any
 import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 from celery.worker.control import inspect_command
+from kombu.exceptions import OperationalError
 
 # At the terminal 'celery control' and 'celery inspect' know what is imported here.
 from celery_hybrid import log_level as _log_level  # noqa: F401
 from celery_hybrid.diagnose import pools as _pools  # noqa: F401
+from celery_hybrid.results.chords import MainProcessChords
 from celery_hybrid.results.store import stores_of
 
 
 @inspect_command(name="result_store")  # type: ignore[untyped-decorator]
 def inspected(state: Any) -> dict[str, Any]:
-    """Circuit to RabbitMQ, outboxes, refused results, dead letters, and chords that are counted here."""
+    """Circuit to RabbitMQ, outboxes, refused results, dead letters, and the unfinished chords in Redis."""
     stores = stores_of(state.app)
     letters = getattr(state.consumer, "dead_letters", None)
     counts = {} if letters is None else {"put_away": dict(letters.counts)}
-    return stores[0].state() | counts if stores else {}
+    return stores[0].state() | counts | _chords(state.app) if stores else {}
+
+
+def _chords(app: Any) -> dict[str, Any]:
+    chords = app.backend.chords
+    if not isinstance(chords, MainProcessChords):
+        return {}
+    try:
+        return {"chords": chords.counter.unfinished()}
+    except (OperationalError, *app.connection_for_write().channel_errors) as exc:
+        return {"chords": {"error": str(exc)}}
 
 
 @click.command(cls=CeleryCommand)
@@ -71,8 +83,11 @@ def described(state: dict[str, Any]) -> str:
         words.append(
             "put away: " + ", ".join(f"{count} {reason}" for reason, count in sorted(state["put_away"].items()))
         )
-    if state["chords"]["chords"]:
-        words.append("{chords} chords with {parts} parts are counted here".format(**state["chords"]))
+    chords = state.get("chords", {})
+    if "error" in chords:
+        words.append(f"chords: {chords['error']}")
+    elif chords.get("open"):
+        words.append("{open} chords are open in Redis, {complete} of them complete".format(**chords))
     if state["failure"]:
         words.append(state["failure"])
     return "; ".join(words)

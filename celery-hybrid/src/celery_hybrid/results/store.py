@@ -31,9 +31,10 @@ from celery_hybrid.rabbitmq.publisher import Publisher
 from celery_hybrid.rabbitmq.records import Record
 from celery_hybrid.results import topology
 from celery_hybrid.results.archive import Archive
-from celery_hybrid.results.chords import ChordKeeper
+from celery_hybrid.results.chords import ChordSweeper
 from celery_hybrid.results.content import Refusals
 from celery_hybrid.results.journal import Journal
+from celery_hybrid.results.old_chords import OldChords
 from celery_hybrid.results.outbox import Outbox
 from celery_hybrid.results.relay import Relay
 from celery_hybrid.results.replies import Mailbox, Replies
@@ -84,7 +85,8 @@ class Store:
         self.archive = Archive(servers, options, self._expires, self._prepare, lambda: mailbox.ends)
         self.replies = Replies(servers, options, reply_to, self.mailbox, self._prepare)
         self.journal = Journal(servers, options, self._prepare) if options.survive_power_loss else None
-        self.chords = ChordKeeper(servers, options, self._prepare, self._app, self._expires)
+        self.chords = ChordSweeper(self._app)
+        self.old_chords = OldChords(servers, options, self._prepare, self._app)
         self.writer: Writer | None = None
         self.relay: Relay | None = None
         self.letter_writer: Writer | None = None
@@ -178,7 +180,8 @@ class Store:
         if self._serving == os.getpid():
             return
         self._serving = os.getpid()
-        self.chords.start(wait=False)
+        self.chords.start()
+        self.old_chords.start(wait=False)
         if self.journal is not None:
             self.journal.start(wait=False)
         if self.relay is None or self.outbox is None:
@@ -202,7 +205,6 @@ class Store:
             "circuit": relay.state if relay is not None else None,
             "failure": str(relay.failure) if relay is not None and relay.failure is not None else None,
             "refused_results": dict(self.refusals.counts),
-            "chords": self.chords.counts,
         }
         if outbox is not None:
             try:
@@ -231,6 +233,7 @@ class Store:
     def close(self) -> None:
         """End the connections; the next use opens them again, except for the push path."""
         self.chords.stop()
+        self.old_chords.stop()
         self.replies.stop()
         if self.journal is not None:
             self.journal.stop()
@@ -245,7 +248,7 @@ class Store:
     @property
     def _parts(self) -> tuple[Any, ...]:
         relays = (self.relay, self.letter_relay)
-        return (self.publisher, self.archive, self.replies, self.chords, self.journal, *relays)
+        return (self.publisher, self.archive, self.replies, self.old_chords, self.journal, *relays)
 
     @property
     def outboxes(self) -> list[Outbox]:

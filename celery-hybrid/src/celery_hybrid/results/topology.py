@@ -10,7 +10,6 @@ import amqp
 
 from celery_hybrid.errors import TopologyError
 from celery_hybrid.names import (
-    CHORDS_QUEUE,
     DEAD_LETTER_EXCHANGE,
     DEAD_LETTER_QUEUE,
     JOURNAL_QUEUE,
@@ -60,8 +59,8 @@ def check(connection: amqp.Connection, options: Options) -> None:
                     f"{exc} If there are meant to be {partition} streams, set {SETTING} = "
                     f"{{'partitions': {partition}}} in every process."
                 ) from exc
-        for name in (CHORDS_QUEUE, *([JOURNAL_QUEUE] if options.survive_power_loss else [])):
-            _exists(partial(channel.queue_declare, name, passive=True), name, where)
+        if options.survive_power_loss:
+            _exists(partial(channel.queue_declare, JOURNAL_QUEUE, passive=True), JOURNAL_QUEUE, where)
     surplus = archive_stream(options.partitions)
     with translated(_CHECKING):
         asking = ConfirmedChannel(connection)
@@ -92,9 +91,6 @@ def declare(connection: amqp.Connection, options: Options, expires: float | None
     streams: dict[str, Any] = {"x-queue-type": "stream", "x-stream-max-segment-size-bytes": SEGMENT_BYTES}
     if expires:
         streams["x-max-age"] = f"{max(1, int(expires))}s"
-    chords: dict[str, Any] = {"x-queue-type": "classic", "x-single-active-consumer": True}
-    if expires:
-        chords["x-message-ttl"] = max(1, int(expires)) * 1000
     letters = {
         "x-queue-type": "quorum",
         "x-max-length": 100_000,
@@ -116,7 +112,6 @@ def declare(connection: amqp.Connection, options: Options, expires: float | None
     if options.survive_power_loss:
         journal = {"x-queue-type": "quorum", "x-message-ttl": JOURNAL_SECONDS * 1000}
         _declare_queue(connection, JOURNAL_QUEUE, journal, RESULTS_EXCHANGE, JOURNAL_QUEUE)
-    _declare_queue(connection, CHORDS_QUEUE, chords, RESULTS_EXCHANGE, CHORDS_QUEUE)
     _declare_queue(connection, DEAD_LETTER_QUEUE, letters, DEAD_LETTER_EXCHANGE, "#")
 
 

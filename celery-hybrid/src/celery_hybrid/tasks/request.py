@@ -30,6 +30,7 @@ from celery.worker import request as base
 from celery.worker import state
 from kombu.exceptions import OperationalError
 
+from celery_hybrid.tasks.chords import COMPLETE, COUNTED, DONE, UNCOUNTED
 from celery_hybrid.tasks.dead_letters import ETA, FAILED, LOST, LOST_HEADER, REJECTED, REVOKED, TIME_LIMIT
 
 if TYPE_CHECKING:
@@ -111,6 +112,8 @@ class Request(base.Request):  # type: ignore[misc]
     _kept = False
     #: Its task has ended, and not with an error.
     succeeded = False
+    #: A task of a chord that was lost before its end was counted: it has not done all that it has to.
+    _uncounted = False
     #: Its ETA has come, or it waits for none any more.
     due = False
 
@@ -121,6 +124,10 @@ class Request(base.Request):  # type: ignore[misc]
         if run is not None:
             # The number of this run, of this package's transport: greater than those of all runs before.
             self._delivery_info["run"] = run
+        info = self._delivery_info
+        if info.get("redelivered") and self._app.conf.worker_deduplicate_successful_tasks and not self._is_counted():
+            # A task whose success is stored is skipped, and would not be counted for its chord either.
+            info["redelivered"] = not self._uncounted
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Guard the methods that Celery's strategy puts into a class of its own for each task."""
@@ -164,6 +171,8 @@ class Request(base.Request):  # type: ignore[misc]
             # Celery exits on the last one.
             exc_info, exc = _lost(exc)
             return_ok = False
+        if self._had_ended(exc):
+            return None
         reason = self._reason(exc)
         if reason and not self._decided:
             if reason in (LOST, TIME_LIMIT) and self._send_again(exc, exc_info):
@@ -177,6 +186,8 @@ class Request(base.Request):  # type: ignore[misc]
         """The task ran into a time limit. With prefork the hard one has come as a failure before."""
         if not soft and not self._decided and not self._stopped():
             exc = TimeLimitExceeded(timeout)
+            if self._had_ended(exc):
+                return
             if self._send_again(exc, None) or not self._put_away(TIME_LIMIT, exc):
                 return
         if self._again:
@@ -189,6 +200,38 @@ class Request(base.Request):  # type: ignore[misc]
         if keeper.dead_letters.policy.revoked and not self._decided and not self.acknowledged:
             self._put_away(REVOKED, Terminated(reason))
         super()._announce_revoked(reason, terminated, signum, expired)
+
+    def _had_ended(self, exc: BaseException) -> bool:
+        """Let go of a task that was lost, or stopped, while it was sending the body of its chord."""
+        lost = isinstance(exc, (WorkerLostError, TimeLimitExceeded)) and not self._decided and not self._stopped()
+        if not lost or not self._is_counted():
+            return False
+        logger.warning("Task %s[%s] had ended, and was counted for its chord, before: %r", self.name, self.id, exc)
+        base.task_ready(self)
+        if self.task.acks_late:
+            self.acknowledge()
+        self.send_event("task-succeeded", result=None, runtime=None)
+        return True
+
+    def _is_counted(self) -> bool:
+        """Return whether this is a task of a chord and its end is counted; let the body be sent if it was the last."""
+        context, chords = self._context, getattr(self.task.backend, "chords", None)
+        if chords is None or not context.chord or not context.group:
+            return False
+        try:
+            state = chords.counter.state(context.group, self.id)
+            if state == COMPLETE:
+                chords.leave(context.group, origin={"delivery_info": context.delivery_info})
+        except Exception as failure:
+            logger.warning("Redis does not tell whether task %s[%s] is counted: %r", self.name, self.id, failure)
+            return False
+        self._uncounted = state == UNCOUNTED
+        return state in (COUNTED, COMPLETE, DONE)
+
+    def _success_was_stored(self) -> Any:
+        # Celery 5.7 asks it about a task that was lost, and acknowledges it.
+        stored = getattr(super(), "_success_was_stored", None)
+        return stored() if stored is not None and not self._uncounted else False
 
     def _retry_worker_lost(self, *_: Any) -> bool:
         # Celery 5.7 with task_retry_on_worker_lost: has been done already, without an end of its own.
@@ -232,8 +275,7 @@ class Request(base.Request):  # type: ignore[misc]
             return None if exc.requeue else LOST if unsent else REJECTED
         if isinstance(exc, WorkerLostError):
             # Celery 5.7 looks whether the task had been done before; it will look once more, and acknowledge.
-            done = getattr(self, "_success_was_stored", None)
-            return None if done is not None and done() else LOST
+            return None if self._success_was_stored() else LOST
         if isinstance(exc, TimeLimitExceeded):
             return TIME_LIMIT
         policy = self._keeper.dead_letters.policy

@@ -37,7 +37,6 @@ NAMES: dict[str, str] = {
     "results.partitions": "there are as many streams as the configuration says",
     "results.bindings": "every stream is bound",
     "results.expiry": "RabbitMQ drops old results, and not before they expire",
-    "results.chords": "the queue in which parts of chords are counted is there, as declared, and bound",
     "dead_letters.exchange": "the exchange of dead letters is there, as declared",
     "dead_letters.queue": "the queue of dead letters is there, as declared, and bound",
     "workers.answer": "every expected worker answers",

@@ -104,7 +104,6 @@ class Results:
                 "each stream keeps records at least for result_expires",
                 lambda: self._expiry(result_expires),
             ),
-            ("results.chords", f"{CHORDS}: durable, single active consumer, bound to {EXCHANGE}", self._chords),
             ("dead_letters.exchange", f"{DLX} exists: topic, durable, not auto_delete", self._dlx),
             ("dead_letters.queue", f"{DEAD_LETTERS}: quorum, durable, bound to {DLX} with #", self._dead_letters),
         ):
@@ -309,20 +308,6 @@ class Results:
                     "Set rabbitmq_result_expires to at least worker_result_expires and run the site playbook.",
                 )
         return f"max-age {', '.join(sorted({str(age) for age in ages.values()}))}"
-
-    def _chords(self) -> str:
-        queues = {queue["name"]: queue for queue in self._known("queues")}
-        wrong = _differences(CHORDS, queues.get(CHORDS), {"durable": True, "auto_delete": False}, None)
-        if not wrong and (queues[CHORDS].get("arguments") or {}).get("x-single-active-consumer") is not True:
-            wrong = [f"{CHORDS} has no single active consumer, so several workers would count a part each"]
-        if wrong:
-            raise Failed("; ".join(wrong), _REDECLARE if CHORDS in queues else None)
-        if not any(
-            each["source"] == EXCHANGE and each["destination"] == CHORDS and each["routing_key"] == CHORDS
-            for each in self._known("bindings")
-        ):
-            raise Failed(f"{CHORDS} is not bound to {EXCHANGE}: no chord would be completed")
-        return "durable, single active consumer, bound"
 
     def _dlx(self) -> str:
         return self._declared_exchange(DLX, "topic")

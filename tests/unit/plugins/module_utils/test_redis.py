@@ -333,7 +333,9 @@ def test_producers_write_and_do_not_read() -> None:
         *(r"%W~a\*b", r"%W~a\*b:[0-9]", r"%W~a\*b??[0-9]"),
     ]
     of_celery = "~_kombu.binding.celery ~_kombu.binding_permanent.celery"
-    assert rules[-1] == (f"(-@all +sadd +smembers {of_celery} " r"~_kombu.binding.a\*b ~_kombu.binding_permanent.a\*b)")
+    assert rules[-2] == (f"(-@all +sadd +smembers {of_celery} " r"~_kombu.binding.a\*b ~_kombu.binding_permanent.a\*b)")
+    # They begin chords, and read nothing of them.
+    assert rules[-1] == "(-@all +del +hset +expire %W~celery.chord.*)"
     assert "+hgetall" in rules
     assert not {"+lrange", "+brpop", "+del", "+smembers", "+evalsha"} & set(rules)
 

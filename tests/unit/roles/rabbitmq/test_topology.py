@@ -59,7 +59,7 @@ def test_workers_send_dead_letters_and_clients_only_results_that_they_refuse():
     }
 
 
-def test_only_workers_count_the_parts_of_chords():
+def test_only_workers_read_the_chords_of_earlier_versions():
     assert {user: may(user, "read", "celery.chords") for user in ("worker", "client", "monitoring")} == {
         "worker": True,
         "client": False,

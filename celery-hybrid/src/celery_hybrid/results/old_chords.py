@@ -1,0 +1,106 @@
+"""Chords that earlier versions have begun: their parts are taken over from RabbitMQ into Redis.
+
+They counted all chords of a vhost in the queue ``celery.chords``, which one worker at a time reads (single
+active consumer). While one of them is that worker, it goes on counting what it has begun. When the last has gone, a
+worker of this version gets what is left. Where the queue does not exist there is nothing to do.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import amqp
+from kombu.exceptions import OperationalError
+
+from celery_hybrid.errors import RecordRefusedError, ResultStoreUnreachableError
+from celery_hybrid.names import CHORDS_QUEUE
+from celery_hybrid.rabbitmq.connection import Servers
+from celery_hybrid.rabbitmq.options import Options
+from celery_hybrid.rabbitmq.receiver import Receiver
+from celery_hybrid.rabbitmq.records import CHORD_GROWTH, CHORD_PART, CHORD_SHAPE, CHORD_SIZE, Record
+from celery_hybrid.results.chords import MainProcessChords
+from celery_hybrid.tasks.chords import COMPLETE, RedisCounter
+
+logger = logging.getLogger(__name__)
+
+_PREFETCH = 100
+_PATIENCE = 10.0
+
+
+class OldChords(Receiver):
+    """Takes parts over in a worker's main process, in a thread of its own.
+
+    Args:
+        servers: where.
+        options: timeouts.
+        prepare: checks the topology on a new connection.
+        app: returns the Celery application, or None when it is gone.
+    """
+
+    def __init__(
+        self,
+        servers: Servers,
+        options: Options,
+        prepare: Callable[[amqp.Connection], None],
+        app: Callable[[], Any],
+    ) -> None:
+        super().__init__(
+            servers, options, prepare, "chords of an earlier version", "They are not taken over by this worker now."
+        )
+        self._app = app
+        self._chords: MainProcessChords | None = None
+
+    def _enter(self, channel: amqp.Channel) -> None:
+        app = self._app()
+        assert self._connection is not None  # noqa: S101 - called on a new connection
+        if app is None or not app.backend.counts_in_redis or not _exists(self._connection):
+            self._stopping.set()
+            return
+        self._chords = MainProcessChords(app.backend, RedisCounter(app, app.backend.expires, _PATIENCE))
+        channel.basic_qos(0, _PREFETCH, False)
+        channel.basic_consume(CHORDS_QUEUE, callback=self._received)
+
+    def _received(self, message: amqp.Message) -> None:
+        record = Record.from_message(message)
+        assert self._chords is not None  # noqa: S101 - made by _enter
+        try:
+            if self._take_over(record) == COMPLETE:
+                self._chords.leave(record.group)
+        except OperationalError as exc:
+            # It comes again with the next connection.
+            raise ResultStoreUnreachableError(f"Redis does not answer: {exc}") from exc
+        except (RecordRefusedError, KeyError, TypeError, ValueError) as exc:
+            logger.error("A %s of chord %s is refused: %s.", record.kind, record.group, exc)
+            refused = exc if isinstance(exc, RecordRefusedError) else RecordRefusedError(repr(exc))
+            self._chords.backend.store.refusals.refuse(record, refused)
+        message.channel.basic_ack(message.delivery_tag)
+
+    def _take_over(self, record: Record) -> str:
+        chords = self._chords
+        assert chords is not None  # noqa: S101 - made by _enter
+        counter, group, meta = chords.counter, record.group, chords.backend.decode_record(record)
+        if record.kind == CHORD_SHAPE:
+            shape = meta["result"]
+            return counter.adopt(group, "shape", "" if shape is None else json.dumps(shape))
+        if record.kind == CHORD_SIZE:
+            return counter.adopt(group, "size", int(meta["result"]))
+        if record.kind == CHORD_GROWTH:
+            return counter.grow(group, record.id, adopt=True)
+        if record.kind == CHORD_PART:
+            part = chords.encoded(meta["task_id"], meta["index"], meta["status"], meta["result"])
+            body = chords.packed(meta["chord"])
+            return counter.count(group, part, meta["origin"], body, bounded=False, adopt=True)
+        raise ValueError(f"{record.kind!r} is no part of a chord")
+
+
+def _exists(connection: amqp.Connection) -> bool:
+    channel = connection.channel()
+    try:
+        channel.queue_declare(CHORDS_QUEUE, passive=True)
+    except (amqp.exceptions.NotFound, amqp.exceptions.AccessRefused):
+        return False  # RabbitMQ has closed the channel
+    channel.close()
+    return True
