@@ -6,7 +6,9 @@ import json
 import os
 import time
 import uuid
+from urllib.parse import urlsplit
 
+import amqp
 import pytest
 import redis
 from celery import chain, chord, group
@@ -28,7 +30,8 @@ from chord_tasks import (
     value,
 )
 
-from celery_hybrid.names import CHORD_PREFIX, CHORDS_OPEN, CHORDS_READY
+from celery_hybrid.names import CHORD_PREFIX, CHORDS_OPEN, CHORDS_QUEUE, CHORDS_READY, RESULTS_EXCHANGE
+from celery_hybrid.rabbitmq.records import CHORD_SHAPE, CHORD_SIZE
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -467,3 +470,37 @@ def test_unfinished_chords_are_shown(server, worker):
     assert (rows[result.parent.id]["ended"], rows[result.parent.id]["size"]) == (1, 2)
     assert state["chords"]["open"] >= 1
     assert result.get(timeout=SECONDS) == [1, 2]
+
+
+@pytest.fixture
+def old_queue(shell, results_url):
+    """The queue in which earlier versions count."""
+    name, password = f"declares-{uuid.uuid4().hex[:8]}", uuid.uuid4().hex
+    shell.ctl(f"add_user {name} {password}")
+    try:
+        shell.ctl(f"set_permissions -p {shell.vhost} {name} '.*' '.*' '.*'")
+        url = urlsplit(results_url)
+        with amqp.Connection(f"{url.hostname}:{url.port}", name, password, virtual_host=shell.vhost) as connection:
+            channel = connection.channel()
+            arguments = {"x-queue-type": "classic", "x-single-active-consumer": True}
+            channel.queue_declare(CHORDS_QUEUE, durable=True, auto_delete=False, arguments=arguments)
+            channel.queue_bind(CHORDS_QUEUE, RESULTS_EXCHANGE, routing_key=CHORDS_QUEUE)
+            yield
+            channel.queue_delete(CHORDS_QUEUE)
+    finally:
+        shell.ctl(f"delete_user {name}")
+
+
+def test_chord_that_an_earlier_version_has_begun_ends(old_queue, start, queue, notes, server):
+    group_id, on = str(uuid.uuid4()), f"{queue}-old"
+    body = gather.s(str(notes)).set(task_id=str(uuid.uuid4()), queue=on)
+    # What its sender has put there; its tasks are run by a worker of this version.
+    count = app.backend._count_as_before
+    assert count(group_id, group_id, CHORD_SHAPE, {"result": None})
+    assert count(group_id, group_id, CHORD_SIZE, {"result": 2})
+    start(on=on)
+    for index in range(2):
+        value.s(index).set(chord=body, group_id=group_id, group_index=index, queue=on).apply_async()
+    assert app.AsyncResult(body.id).get(timeout=SECONDS) == [0, 1]
+    settled(server, group_id)
+    assert lines(notes) == ["[0, 1]"]
