@@ -275,6 +275,16 @@ def test_body_runs_once_when_a_child_is_killed(server, death, notes, step, kind)
     assert lines(notes) == ["[1, 2]"] * (1 if kind == "task" else 2)
 
 
+def test_failed_task_whose_child_is_killed_behind_its_count_becomes_a_dead_letter(death, notes, worker):
+    death.write_text("counted")
+    result = chord([boom.s("bad")], gather.s().on_error(errback.s(str(notes)))).apply_async()
+    with pytest.raises(ChordError, match="bad"):
+        result.get(timeout=SECONDS, follow_parents=False)
+    assert not death.exists()
+    task_id = result.parent.results[0].id
+    wait_until(lambda: f"The task chords.boom[{task_id}]" in worker.log.read_text())
+
+
 def test_body_is_sent_once_when_every_task_of_the_header_comes_twice(server, queue, notes):
     with app.connection_for_write() as connection:
         channel = connection.default_channel

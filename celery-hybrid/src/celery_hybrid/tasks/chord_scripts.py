@@ -105,12 +105,13 @@ return redis.call('ZADD', KEYS[2], 'NX', at, ARGV[1]) == 1 and 'complete' or 'mo
 STATE = (
     _COMPLETE
     + """
--- Returns what has become of a task's part: gone, done, uncounted, counted, or complete (counted, body not sent yet).
+-- Returns what has become of a task's part: gone, done, uncounted, counted, or complete (counted, body not sent yet);
+-- and the part.
 -- KEYS: the chord.  ARGV: id of the task.
 local known = redis.call('HMGET', KEYS[1], 'done', 'size', 'growth', 'n', 'p:' .. ARGV[1])
-if known[1] then return 'done' end
-if known[5] then return complete(known[2], known[3], known[4]) and 'complete' or 'counted' end
-return redis.call('EXISTS', KEYS[1]) == 0 and 'gone' or 'uncounted'
+if known[1] then return {'done', ''} end
+if known[5] then return {complete(known[2], known[3], known[4]) and 'complete' or 'counted', known[5]} end
+return {redis.call('EXISTS', KEYS[1]) == 0 and 'gone' or 'uncounted', ''}
 """
 )
 

@@ -277,9 +277,10 @@ class RedisCounter:
 
     # Reading
 
-    def state(self, group_id: str, task_id: str) -> str:
-        """Return GONE, DONE, UNCOUNTED, COUNTED or COMPLETE: what has become of a task's part."""
-        return self._answer(STATE, [CHORD_PREFIX + group_id], [task_id])
+    def state(self, group_id: str, task_id: str) -> tuple[str, str | None]:
+        """Return GONE, DONE, UNCOUNTED, COUNTED or COMPLETE, and the Celery state that a task was counted with."""
+        state, part = self._call(STATE, [CHORD_PREFIX + group_id], [task_id])
+        return str(bytes_to_str(state)), Part.from_bytes(task_id, part).status if part else None
 
     def load(self, group_id: str) -> Chord:
         """Return what there is to finish."""

@@ -219,14 +219,15 @@ class Request(base.Request):  # type: ignore[misc]
         if chords is None or not context.chord or not context.group:
             return False
         try:
-            state = chords.counter.state(context.group, self.id)
+            state, status = chords.counter.state(context.group, self.id)
             if state == COMPLETE:
                 chords.leave(context.group, origin={"delivery_info": context.delivery_info})
         except Exception as failure:
             logger.warning("Redis does not tell whether task %s[%s] is counted: %r", self.name, self.id, failure)
             return False
         self._uncounted = state == UNCOUNTED
-        return state in (COUNTED, COMPLETE, DONE)
+        # One that failed is not a dead letter yet.
+        return state in (COUNTED, COMPLETE, DONE) and status not in states.PROPAGATE_STATES
 
     def _success_was_stored(self) -> Any:
         # Celery 5.7 asks it about a task that was lost, and acknowledges it.
