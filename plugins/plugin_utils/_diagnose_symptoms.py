@@ -20,6 +20,9 @@ RECENT = 3600
 CLOCK = 5
 SLOW_MILLISECONDS = 100
 UNREAD_RESULTS = 10_000
+# Seconds that a chord may be complete without its body being sent, and open.
+CHORD_SECONDS = 120
+CHORD_OPEN_SECONDS = 86_400
 
 _TYPES = {
     "json": "application/json",
@@ -303,9 +306,10 @@ def rabbitmq_consumers(p: Picture) -> t.Iterator[Finding]:
             if queue["name"] == "celery.chords" and queue.get("messages") and not queue.get("consumers"):
                 yield Finding(
                     "chords.no_consumer",
-                    f"Nobody counts the parts of chords on {host}",
+                    f"No worker takes over the chords of an earlier version on {host}",
                     (f"celery.chords: {queue['messages']} parts, no consumer",),
-                    "No worker is connected to RabbitMQ, so that no body of a chord is sent.",
+                    "No worker is connected to RabbitMQ, so that no body of a chord that an earlier version has begun "
+                    "is sent.",
                     "Start the workers; 'celery result-store' shows whether they reach RabbitMQ.",
                 )
 
@@ -733,6 +737,39 @@ def outbox(p: Picture) -> t.Iterator[Finding]:
             "RabbitMQ is down, blocked by an alarm, out of reach, or refuses these workers.",
             "Nothing is lost: they are delivered by themselves. See the findings about RabbitMQ, and 'celery "
             "result-store'.",
+        )
+
+
+@symptom
+def chords(p: Picture) -> t.Iterator[Finding]:
+    rows: dict[str, dict[str, t.Any]] = {}
+    for answer in p.answers.values():
+        unfinished = (answer.get("result_store") or {}).get("chords") or {}
+        rows |= {row["group"]: row for row in unfinished.get("oldest") or ()}
+    stuck = {group: row for group, row in rows.items() if (row["complete_seconds"] or 0) > CHORD_SECONDS}
+    if stuck:
+        yield Finding(
+            "chords.stuck",
+            "Chords are complete, and their bodies are not sent",
+            tuple(
+                f"{group}: complete for {row['complete_seconds']} s, {row['tries']} attempts"
+                for group, row in sorted(stuck.items())
+            ),
+            "A large result of theirs is not in RabbitMQ yet, Redis refuses the body's queue, or sending it fails.",
+            "The log of the workers says why ('is sent later'). After five attempts the body fails.",
+        )
+    slow = {group: row for group, row in rows.items() if group not in stuck and row["seconds"] > CHORD_OPEN_SECONDS}
+    if slow:
+        yield Finding(
+            "chords.open",
+            "Chords have been open for very long",
+            tuple(
+                f"{group}: {row['ended']} of {row['size'] or 'an unknown number of'} tasks ended, the first "
+                f"{row['seconds'] // 3600} h ago"
+                for group, row in sorted(slow.items())
+            ),
+            "Tasks of their headers wait in a queue that nobody consumes, were purged, or take that long.",
+            "Look for their tasks by the group's id. Without news for result_expires a chord fails by itself.",
         )
 
 

@@ -43,6 +43,11 @@ def answer(**other):
     }
 
 
+def unfinished(**other):
+    row = {"group": "g", "ended": 2, "size": 3, "seconds": 5, "complete_seconds": None, "tries": 0}
+    return {"open": 1, "complete": 0, "oldest": [{**row, **other}]}
+
+
 def healthy():
     client = {"id": "3", "addr": "10.0.0.3:4000", "age": "100", "idle": "60", "cmd": "brpop", "name": ""}
     return {
@@ -249,6 +254,12 @@ OTHER = (*ANSWER[:-1], "other@worker1")
         ([((*BROKER, "results_in_redis"), 5)], "results.in_redis", "5 keys"),
         ([((*ANSWER, "result_store", "outbox", "count"), 4)], "results.outbox", "4 results wait"),
         ([((*ANSWER, "result_store", "circuit"), "open")], "results.outbox", "circuit to RabbitMQ is open"),
+        (
+            [((*ANSWER, "result_store", "chords"), unfinished(complete_seconds=300))],
+            "chords.stuck",
+            "complete for 300 s",
+        ),
+        ([((*ANSWER, "result_store", "chords"), unfinished(seconds=90_000))], "chords.open", "2 of 3 tasks ended"),
         ([((*RABBIT, "queues", 1, "messages"), 2)], "dead_letters.waiting", "2 dead letters"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
