@@ -198,3 +198,18 @@ def test_stores_end_with_their_application(make_app):
     gc.collect()
     gc.collect()  # the application was the last to hold the cycles of the store
     assert store() is None
+
+
+def test_chord_is_polled_by_celery_where_the_broker_is_not_redis(app):
+    app.task(name="unit.add", shared=False)(add_numbers)
+    sent = []
+    app.tasks["celery.chord_unlock"].apply_async = lambda args, kwargs, **_: sent.append(args)
+    backend = app.backend
+    assert backend.chords is None
+    header = app.GroupResult("group", [app.AsyncResult("one")])
+    body = app.signature("unit.add").set(task_id="body")
+    backend.apply_chord((header.id, header.results), body)
+    backend.set_chord_size("group", 1)
+    assert sent[0][0] == "group"
+    with pytest.raises(NotImplementedError):
+        backend.add_to_chord("group", app.AsyncResult("two"))

@@ -48,7 +48,11 @@ class OldChords(Receiver):
         app: Callable[[], Any],
     ) -> None:
         super().__init__(
-            servers, options, prepare, "chords of an earlier version", "They are not taken over by this worker now."
+            servers,
+            options,
+            prepare,
+            "chords of an earlier version",
+            "Chords of an earlier version are not taken over by this worker now.",
         )
         self._app = app
         self._chords: MainProcessChords | None = None
