@@ -26,7 +26,8 @@ WORKER = {"name": "celery", "password": "of a worker"}
 PRODUCER = {"name": "client", "password": "of a client"}
 # What celery-hybrid and celery_verify need beyond Celery itself, and what redis-py sends after an error between WATCH
 # and EXEC.
-OURS = {word for right in CELERY_RIGHTS[-6:] for word in right.worker.split()}
+FIRST_OF_OURS = next(number for number, right in enumerate(CELERY_RIGHTS) if "celery-hybrid" in right.why)
+OURS = {word for right in CELERY_RIGHTS[FIRST_OF_OURS:] for word in right.worker.split()}
 NOT_ALWAYS = OURS | {"unwatch"}
 # How an application begins a chord.
 BEGIN = {"del", "hset", "expire"}
