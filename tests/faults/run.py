@@ -389,7 +389,8 @@ class Run:
     def settle(self, phase: Phase, numbers: range) -> None:
         """Wait until all tasks have run and the outbox is empty, but not for ever."""
         # A busy machine may take its time, but something has to happen.
-        patience = phase.visibility + 5 if phase.drops else STUCK
+        # Others take over what was seen overdue twice, 15 s apart, and each look is up to 5 s late.
+        patience = phase.visibility + 30 if phase.drops else STUCK
         seen, changed = None, time.monotonic()
         while time.monotonic() < changed + patience:
             executed = self.executed()
