@@ -96,7 +96,8 @@ class Memory:
         self.dead_letters: list[tuple[str, amqp.Message]] = []
         self.backends: weakref.WeakSet[MemoryBackend] = weakref.WeakSet()
         self._lock = threading.Lock()
-        self._records: dict[Key, list[Record]] = {}
+        # And when each was stored, as RabbitMQ dates its streams.
+        self._records: dict[Key, list[tuple[float, Record]]] = {}
         self._mailboxes: weakref.WeakValueDictionary[str, Mailbox] = weakref.WeakValueDictionary()
 
     def clear(self) -> None:
@@ -124,7 +125,7 @@ class Memory:
         with self._lock:
             records = self._records.setdefault(record.key, [])
             record = dataclasses.replace(record, offset=len(records))
-            records.append(record)
+            records.append((time.time(), record))
             mailbox = self._mailboxes.get(reply_to) if reply_to else None
         if mailbox is not None:
             mailbox.deliver(record)
@@ -135,7 +136,8 @@ class Memory:
         found: dict[Key, Record] = {}
         with self._lock:
             for key in keys:
-                visible = [record for record in self._records.get(key, ()) if not record.expired(expires, now)]
+                stored = self._records.get(key, ())
+                visible = [record for at, record in stored if not expires or at + expires >= now]
                 held = functools.reduce(outcome, visible, None)
                 if held is not None and held.kind != FORGET:
                     found[key] = held

@@ -13,6 +13,7 @@ from celery.app.task import Context
 from celery_hybrid.names import archive_stream, partition_of
 from celery_hybrid.rabbitmq.records import RESULT
 from celery_hybrid.results.replies import Mailbox
+from celery_hybrid.results.store import Store
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
@@ -104,6 +105,26 @@ def test_what_an_earlier_run_delivers_late_changes_nothing(app, make_app):
     assert reader.AsyncResult(forgotten).state == states.SUCCESS
 
 
+def test_records_carry_the_runs_of_their_task(app, worker_class, tmp_path, monkeypatch):
+    queue = f"order-{new_id()[:8]}"
+    monkeypatch.setenv("CELERY_HYBRID_TEST_QUEUE", queue)
+    worker = worker_class("prefork", tmp_path / "log", "-c", "1", "-Q", queue, app="dead_letter_tasks")
+    try:
+        worker.wait_ready()
+        sent = app.send_task("letters.retry", (str(tmp_path / "ran"),), queue=queue)
+        with pytest.raises(ValueError, match="still no good"):
+            sent.get(timeout=30)
+    finally:
+        worker.stop()
+    failed = app.backend.store.archive.result(sent.id)
+    assert (failed.status, failed.retries) == (states.FAILURE, 1)
+    # What the first run delivers late changes nothing; a new run would.
+    app.backend.store_result(sent.id, None, states.STARTED, request=run_of(sent.id, failed.run - 1))
+    assert app.AsyncResult(sent.id).state == states.FAILURE
+    app.backend.store_result(sent.id, None, states.STARTED, request=run_of(sent.id, failed.run + 1))
+    assert app.AsyncResult(sent.id).state == states.STARTED
+
+
 def test_reader_notices_that_a_stream_was_cut(make_app, shell, neighbours):
     """A power failure takes the last records, and their offsets are given to others."""
     reader, writer = make_app(result_cache_max=-1), make_app()
@@ -145,13 +166,21 @@ def test_get_of_a_chain_and_a_chord_reads_nothing_older(worker, app, in_process)
     assert answer == [4, 380, True, False]
 
 
-def test_result_that_cannot_be_looked_up_fails_its_own_waiter_only(worker, task, tmp_path, monkeypatch):
-    odd = task("add").app.AsyncResult("\udcff")
+def test_result_that_cannot_be_looked_up_fails_its_own_waiter_only(worker, task, monkeypatch):
+    odd = task("add").app.AsyncResult("odd")
+    look = Store.results
+
+    def results(self, task_ids, **options):
+        if odd.id in task_ids:
+            raise RuntimeError("odd")
+        return look(self, task_ids, **options)
+
+    monkeypatch.setattr(Store, "results", results)
     odd.then(lambda result: None)
     # So that the archive is asked for both of them.
     monkeypatch.setattr(Mailbox, "deliver", lambda self, record: None)
     assert task("add").delay(2, 2).get(timeout=30) == 4
-    with pytest.raises(UnicodeEncodeError):
+    with pytest.raises(RuntimeError, match="odd"):
         odd.get(timeout=5)
 
 

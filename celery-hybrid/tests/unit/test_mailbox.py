@@ -5,6 +5,7 @@ import gc
 from celery_hybrid.rabbitmq.records import RESULT, Record
 from celery_hybrid.results.archive import Ends
 from celery_hybrid.results.replies import SENT_LIMIT, Mailbox
+from celery_hybrid.results.store import _ids_in
 
 
 def result(task_id, status="SUCCESS", size=10):
@@ -40,10 +41,6 @@ def test_early_results_are_kept_until_they_are_taken():
     mailbox.deliver(result("a", "STARTED"))
     assert mailbox.take("a").status == "SUCCESS"
     assert mailbox.take("a") is None
-    # It is remembered for those who ask for the parents of what they wait for.
-    assert mailbox.look("a").status == "SUCCESS"
-    mailbox.forget("a")
-    assert mailbox.look("a") is None
     assert mailbox._size == 0
 
 
@@ -117,7 +114,18 @@ def test_an_id_that_is_used_again_is_delivered_again():
     assert waiter.got == ["a", "a"]
     mailbox.deliver(result("a", "FAILURE"))  # sent by another process, with the same address
     assert waiter.got == ["a", "a", "a"]
+    assert mailbox._size == 0
+
+
+def test_what_nobody_takes_is_there_for_those_who_ask_for_parents():
+    mailbox = Mailbox(10_000)
+    mailbox.deliver(result("a", "FAILURE"))
     assert mailbox.look("a").status == "FAILURE"
+    mailbox.add(result("b"))
+    assert mailbox.look("b").status == "SUCCESS"
+    assert not mailbox.expects("b")
+    mailbox.forget("a")
+    assert mailbox.look("a") is None
 
 
 def test_tasks_that_follow_are_expected_and_nothing_older_is_read_for_them():
@@ -131,3 +139,17 @@ def test_tasks_that_follow_are_expected_and_nothing_older_is_read_for_them():
     mailbox.unsure()
     assert not mailbox.expects("b")
     assert mailbox.ends_before("b") is ends
+
+
+def test_ids_of_what_follows_are_found_in_a_message_and_not_in_arguments():
+    def signature(name, **options):
+        return {
+            "task": "t",
+            "args": [{"options": {"task_id": "no"}}],
+            "kwargs": {},
+            "options": {"task_id": name, **options},
+        }
+
+    nested = {**signature("group"), "subtask_type": "group", "kwargs": {"tasks": [signature("x"), signature("y")]}}
+    embedded = {"chain": [signature("c", chord=signature("d")), nested], "chord": signature("e"), "callbacks": None}
+    assert _ids_in(embedded) == {"c", "d", "e", "group", "x", "y"}

@@ -189,14 +189,6 @@ def test_outcome_does_not_change_when_the_end_is_read_twice():
         assert again is kept
 
 
-def test_expired():
-    record = result("SUCCESS", timestamp=1000)
-    assert not record.expired(None, 1e12)
-    assert not record.expired(0, 1e12)
-    assert not record.expired(60, 1060)
-    assert record.expired(60, 1061)
-
-
 @pytest.mark.parametrize("task_id", ["x" * 201, "ü" * 4000])
 def test_a_long_id_comes_back_whole(task_id):
     record = Record(task_id, RESULT, status="SUCCESS", body=b"{}")

@@ -179,10 +179,15 @@ def test_forget_hides_what_was_and_not_what_comes(make_app):
     assert app.AsyncResult("id").result == 2
 
 
-def test_a_success_that_has_expired_is_none(make_app):
+def test_a_success_that_has_expired_is_none(make_app, monkeypatch):
     app = make_app(result_expires=datetime.timedelta(minutes=1))
-    old = app.backend._codec.encode("id", RESULT, {"status": "SUCCESS", "result": 1}, status="SUCCESS")
-    app.backend.store.publisher.publish(Record(**{**vars(old), "timestamp": int(time.time()) - 61}))
+    store(app, "id", 1, "SUCCESS")
+    # Its age counts from when it was stored, whatever the clock of its publisher says.
+    late = app.backend._codec.encode("late", RESULT, {"status": "SUCCESS", "result": 1}, status="SUCCESS")
+    app.backend.store.publisher.publish(Record(**{**vars(late), "timestamp": int(time.time()) - 61}))
+    assert app.AsyncResult("late").state == app.AsyncResult("id").state == "SUCCESS"
+    clock = time.time
+    monkeypatch.setattr(testing.time, "time", lambda: clock() + 61)
     assert app.AsyncResult("id").state == "PENDING"
     store(app, "id", 2, "PROGRESS")
     assert app.AsyncResult("id").state == "PROGRESS"

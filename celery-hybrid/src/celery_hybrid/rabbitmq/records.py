@@ -205,17 +205,6 @@ class Record:
         """Whether it is the result of a task that has ended."""
         return self.kind == RESULT and self.status in states.READY_STATES
 
-    def expired(self, expires: float | None, now: float) -> bool:
-        """Tell whether the record is too old to be seen.
-
-        RabbitMQ drops whole segments of a stream, and never the newest, so a reader has to look as well.
-
-        Args:
-            expires: seconds that a record is visible for; None for ever.
-            now: seconds since the epoch.
-        """
-        return bool(expires) and self.timestamp + float(expires or 0) < now
-
 
 def outcome(kept: Record | None, record: Record) -> Record:
     """Return the record that holds when ``record`` has come behind ``kept``.

@@ -649,7 +649,11 @@ class Archive:
             return not (pause is not None and pause())
         partition.weigh(tail)
         if partition.next_offset is not None and not self._goes_on(partition, tail, deadline):
-            logger.info("%s was cut, or deleted and declared again; it is read from its beginning.", partition.stream)
+            logger.info(
+                "The last record that was read from %s is not there any more: it has expired, or the stream was cut or "
+                "declared again. The stream is read from its beginning.",
+                partition.stream,
+            )
             self._restart(partition)
         if partition.next_offset is None:
             self._begin(partition, tail, deadline, since)

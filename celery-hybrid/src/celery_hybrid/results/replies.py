@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import weakref
@@ -18,6 +19,8 @@ from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.receiver import Receiver
 from celery_hybrid.rabbitmq.records import RESULT, Record, outcome
 from celery_hybrid.results.archive import Ends, ends_of
+
+logger = logging.getLogger(__name__)
 
 REPLIES = "replies"
 
@@ -64,7 +67,7 @@ class Mailbox:
         self._limit = limit
         self._lock = threading.Lock()
         self._waiters: tuple[weakref.ref[Waiter], ...] = ()
-        # What was pushed, and the ids of those that nobody has taken yet.
+        # What was pushed and is not over, and the ids of those that nobody has taken yet.
         self._pushed: OrderedDict[str, Record] = OrderedDict()
         self._early: set[str] = set()
         self._size = 0
@@ -87,6 +90,10 @@ class Mailbox:
             self.latest = time.monotonic()
             self._remember(task_id, Sent(self.latest, self.ends))
 
+    def sent_here(self, task_id: str) -> bool:
+        """Tell whether a task was sent from here, or follows on one that was."""
+        return task_id in self._sent
+
     def follow(self, task_id: str, others: Iterable[str]) -> None:
         """Note that tasks will be sent by others, for this process, behind one that was sent from here."""
         sent = self._sent.get(task_id)
@@ -94,7 +101,9 @@ class Mailbox:
             return
         for other in others:
             with self._lock:
-                if other not in self._sent:
+                if other in self._sent:
+                    self._sent.move_to_end(other)
+                else:
                     self._remember(other, Sent(sent.at, sent.ends))
 
     def _remember(self, task_id: str, sent: Sent) -> None:
@@ -147,14 +156,17 @@ class Mailbox:
         with self._lock:
             early = task_id in self._early
             self._early.discard(task_id)
-            return self._pushed.get(task_id) if early else None
+            record = self._pushed.get(task_id)
+            if record is not None and record.ready:
+                self._discard(task_id)
+            return record if early else None
 
     def look(self, task_id: str) -> Record | None:
-        """Return what was pushed of a task, if it is still there; others may have taken it."""
+        """Return what was pushed of a task, if nobody has taken it: of the parents of what is waited for."""
         return self._pushed.get(task_id)
 
     def add(self, record: Record) -> None:
-        """Take in what was found in the archive, as if it had been pushed and taken."""
+        """Keep what was found in the archive for those who look at it."""
         with self._lock:
             early = record.id in self._early
             self._keep(record)
@@ -168,10 +180,7 @@ class Mailbox:
 
     def _keep(self, record: Record) -> Record:
         """Keep the outcome of what was pushed of a task, and return it."""
-        before = self._pushed.get(record.id)
-        if record.id not in self._early and before is not None and before.ready:
-            before = None  # it was taken; the id is used again
-        held = outcome(before, record)
+        held = outcome(self._pushed.get(record.id), record)
         self._discard(record.id)
         self._pushed[record.id] = held
         self._early.add(record.id)
@@ -243,7 +252,11 @@ class Replies(Receiver):
 
     def _note_ends(self, connection: amqp.Connection) -> None:
         """Note where the archive ends: who waits for a task that is sent from now on reads no further back."""
-        self._mailbox.ends = ends_of(connection, self._options.partitions)
+        try:
+            self._mailbox.ends = ends_of(connection, self._options.partitions)
+        except amqp.exceptions.ChannelError as exc:
+            # Pushing goes on; who waits reads more.
+            logger.debug("Where the archive ends is not known: %s", exc)
 
     def _leave(self, channel: amqp.Channel) -> None:
         # Nobody will ever ask for this address again.

@@ -168,8 +168,9 @@ class Store:
     def published(self, sender: Any = None, headers: Any = None, body: Any = None, **_: Any) -> None:  # noqa: ARG002
         """Note the tasks that others will send when one that was sent from here has ended: of its chain and chord."""
         task_id = headers.get("id") if isinstance(headers, dict) else None
-        if isinstance(task_id, str) and isinstance(body, (list, tuple)) and len(body) > 2:
-            self.mailbox.follow(task_id, _ids_in(body[2]))
+        embedded = body[2] if isinstance(body, (list, tuple)) and len(body) > 2 else None
+        if isinstance(task_id, str) and isinstance(embedded, dict) and self.mailbox.sent_here(task_id):
+            self.mailbox.follow(task_id, _ids_in(embedded))
 
     def dead_letter(self, message: amqp.Message, routing_key: str) -> None:
         """Publish a dead letter; raises what :meth:`Publisher.publish` does."""
@@ -267,19 +268,25 @@ class Store:
             self._assemble(share_address(app))
 
 
-def _ids_in(embedded: Any) -> set[str]:
-    """Return the ids of the signatures that a message carries: ``chain``, ``chord`` and what is nested in them."""
+def _ids_in(embedded: dict[str, Any]) -> set[str]:
+    """Return the ids of the tasks that follow on one: of its chain and its chord, and of what is nested in them.
+
+    Args:
+        embedded: what its message carries beside the arguments (``chain`` and ``chord``, which are signatures).
+    """
     found: set[str] = set()
-    left = [embedded]
+    left = [embedded.get("chain"), embedded.get("chord")]
     while left:
         each = left.pop()
-        if isinstance(each, dict):
-            options = each.get("options")
-            if isinstance(options, dict) and isinstance(options.get("task_id"), str):
-                found.add(options["task_id"])
-            left += each.values()
-        elif isinstance(each, (list, tuple)):
+        if isinstance(each, (list, tuple)):
             left += each
+        elif isinstance(each, dict):
+            options, parts = each.get("options") or {}, each.get("kwargs") or {}
+            if isinstance(options.get("task_id"), str):
+                found.add(options["task_id"])
+            left.append(options.get("chord"))
+            if each.get("subtask_type"):
+                left += [parts.get(name) for name in ("tasks", "header", "body")]
     return found
 
 

@@ -261,7 +261,8 @@ class ResultConsumer(BaseResultConsumer):
             unsure = not store.replies.listening
             missing = {each for each in asked.unknown if failed or unsure or not store.mailbox.expects(each)}
             if missing:
-                for record in store.results(missing, max_age=_INTERVAL, pause=self._disturbed).values():
+                pause = None if failed else self._disturbed
+                for record in store.results(missing, max_age=0.0, pause=pause).values():
                     if record.ready:
                         store.mailbox.add(record)
                 on_interval()
