@@ -33,3 +33,9 @@ app.conf.update(
 def add(x: int, y: int) -> int:
     """Add two numbers."""
     return x + y
+
+
+@app.task
+def total(numbers: list[int]) -> int:
+    """Add up numbers: the body of a chord."""
+    return sum(numbers)

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import amqp
-from bench_app import add, app
-from celery import states
+from bench_app import add, app, total
+from celery import chain, chord, states
 from celery.app.task import Context
 from celery.result import AsyncResult, ResultSet
 
@@ -120,6 +120,23 @@ def round_trips(count: int) -> list[float]:
     return times
 
 
+def canvases(count: int) -> dict[str, list[float]]:
+    """Send chains of 3 and chords of 20 and wait for each; return milliseconds by what it was."""
+    times: dict[str, list[float]] = {"chain of 3": [], "chord of 20": []}
+    for number in range(count):
+        works = {
+            "chain of 3": (chain(add.s(number, 1), add.s(1), add.s(1)), number + 3),
+            "chord of 20": (chord([add.s(number, each) for each in range(20)], total.s()), 20 * number + 190),
+        }
+        for name, (work, expected) in works.items():
+            begun = time.perf_counter()
+            value = work.delay().get(timeout=TIMEOUT)
+            times[name].append(1000 * (time.perf_counter() - begun))
+            if value != expected:
+                raise AssertionError("wrong result")
+    return times
+
+
 def fill(count: int, seed: int) -> float:
     """Put so many results of ended tasks into the store, faster than workers would; return seconds."""
     begun = time.perf_counter()
@@ -163,7 +180,8 @@ def look_ups(task_ids: list[str]) -> list[float]:
 
 
 COMMANDS = {
-    function.__name__: function for function in (stores, raw_stores, tasks, round_trips, fill, sample, look_ups)
+    function.__name__: function
+    for function in (stores, raw_stores, tasks, round_trips, canvases, fill, sample, look_ups)
 }
 
 

@@ -15,6 +15,7 @@ STORES_GOAL = 0.8
 TASKS_GOAL = 1.0
 FIRST_GOAL_MS = 2000.0
 FURTHER_GOAL_MS = 20.0
+CANVAS_GOAL = 1.2
 
 
 def number(value: float) -> str:
@@ -237,6 +238,31 @@ class Report:
             "which the slowest probably were. The goals are held against the slowest first look-up and against the\n"
             "99th percentile of the others.",
             ["what", "n", "median ms", "99th percentile", "slowest", "ratio", "goal"],
+            rows,
+        )
+
+    def canvases(self, few: Rounds, many: Rounds, live: int) -> None:
+        """Case 6: milliseconds of chains and chords, before and after so many results were stored."""
+        rows = []
+        for name, values in many.items():
+            growth = statistics.median(values) / statistics.median(few[name])
+            for archive, times in ((f"{live:,} live results", values), ("as it was at the beginning", few[name])):
+                rows.append(
+                    [
+                        name,
+                        archive,
+                        str(len(times)),
+                        number(statistics.median(times)),
+                        number(max(times)),
+                        f"{growth:.2f}" if times is values else "",
+                        verdict(f"at most {CANVAS_GOAL}", growth <= CANVAS_GOAL) if times is values else "",
+                    ]
+                )
+        self._section(
+            "Chains and chords beside a large archive",
+            "A fresh client process sends one after the other and waits with `get()`. The growth is the ratio of the\n"
+            "medians: who waits is woken by a message, however many results are kept.",
+            ["what", "archive", "n", "median ms", "slowest", "growth", "goal"],
             rows,
         )
 

@@ -54,6 +54,8 @@ class Size:
         live: results that are kept while others look.
         processes: that look.
         queues: results that have a queue each.
+        canvases: chains and chords, with an empty and with a full archive.
+        full: results in the full one.
     """
 
     patience: float = 100.0
@@ -68,6 +70,8 @@ class Size:
     look_ups: int = 200
     idle: float = 30.0
     queues: int = 2000
+    canvases: int = 20
+    full: int = 1_000_000
 
 
 QUICK = Size(
@@ -80,6 +84,8 @@ QUICK = Size(
     processes=1,
     idle=10.0,
     queues=200,
+    canvases=5,
+    full=100_000,
 )
 
 
@@ -310,6 +316,7 @@ class Bench:
             self.stores(clients)
             self.tasks(clients, workers)
             self.round_trips(clients)
+            few = self.canvases()
             for name in PAIR:
                 label, (client, child) = self.sides[name].label, begun[name]
                 self.processes.append(
@@ -318,6 +325,19 @@ class Bench:
                 self.processes.append((f"worker's child, {label}", child, max(map(resident, workers[name].pids[1:]))))
             self.idle(clients, workers)
         self.look_ups()
+        with contextlib.ExitStack() as stack:
+            stack.callback(Worker(self.sides["hybrid"]).close)
+            say(f"storing {self.size.full} results")
+            with contextlib.closing(Probe(self.sides["hybrid"])) as filler:
+                filler("fill", self.size.full, self.seed + 2)
+            self.report.canvases(few, self.canvases(), self.size.full)
+
+    def canvases(self) -> dict[str, list[float]]:
+        """Chains and chords from a fresh client process; the first of each connects and does not count."""
+        say("chains and chords")
+        with contextlib.closing(Probe(self.sides["hybrid"])) as probe:
+            times = probe("canvases", self.size.canvases + 1)
+        return {name: values[1:] for name, values in times.items()}
 
     def turns(self, probes: dict[str, Probe], rounds: int, measure: Callable[[Probe], Any]) -> dict[str, list[Any]]:
         """Let the sides take turns, in the other order each round; one that fails takes no more part."""
