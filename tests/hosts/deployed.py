@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
@@ -15,5 +16,9 @@ TEMPLATE = Path(__file__).resolve().parents[2] / "roles/worker/templates/etc/cel
 
 def role_settings() -> dict[str, Any]:
     """Return the settings of the role that do not depend on its variables, as its template has them now."""
-    constants = re.findall(r"^([a-z]\w+) = ([^{}\n]+)$", TEMPLATE.read_text(), re.MULTILINE)
-    return {name: ast.literal_eval(value) for name, value in constants}
+    settings = {}
+    for name, value in re.findall(r"^([a-z]\w+) = ([^{}\n]+)$", TEMPLATE.read_text(), re.MULTILINE):
+        # What is computed there comes from variables as well.
+        with contextlib.suppress(ValueError, SyntaxError):
+            settings[name] = ast.literal_eval(value)
+    return settings
