@@ -66,12 +66,21 @@ def test_late_record_of_a_slow_clock_hides_nothing(app, make_app, neighbours):
 
 
 @pytest.mark.parametrize("ahead", [900, -900])
-def test_wrong_clock_of_a_client_does_not_hide_its_own_results(worker, task, monkeypatch, ahead):
+def test_wrong_clock_of_a_client_does_not_hide_its_own_results(worker, task, make_app, monkeypatch, ahead):
     """Not even when nothing is pushed to it."""
     monkeypatch.setattr(Mailbox, "deliver", lambda self, record: None)
     clock = time.time
     monkeypatch.setattr(time, "time", lambda: clock() + ahead)
+    app = task("add").app
     sent = task("add").delay(2, 3)
+    other = make_app()
+    while other.AsyncResult(sent.id).state != states.SUCCESS:
+        time.sleep(0.2)
+    # So that it is not among the last that were stored.
+    partitions = app.backend.options.partitions
+    number = partition_of(sent.id, partitions)
+    neighbour = next(each for each in iter(new_id, "") if partition_of(each, partitions) == number)
+    stored(other, neighbour, timestamp=int(clock()))
     assert sent.get(timeout=30) == 5
     assert task("add").app.AsyncResult(sent.id).state == states.SUCCESS
 
