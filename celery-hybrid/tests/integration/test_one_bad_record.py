@@ -213,3 +213,16 @@ class TestIds:
         other.AsyncResult(task_id).forget()
         assert make_app().AsyncResult(task_id).state == "PENDING"
         assert app.tasks["hybrid.add"].delay(1, 1).get(timeout=20) == 2
+
+    @pytest.mark.parametrize("name", ["add", "fail"])
+    def test_a_uuid_object(self, worker, make_app, name):
+        app = make_app()
+        task_id = uuid.uuid4()
+        sent = app.tasks[f"hybrid.{name}"].apply_async((1, 1) if name == "add" else ("no",), task_id=task_id)
+        if name == "add":
+            assert sent.get(timeout=30) == 2
+        else:
+            with pytest.raises(ValueError, match="no"):
+                sent.get(timeout=30)
+        assert make_app().AsyncResult(str(task_id)).state == make_app().AsyncResult(task_id).state == sent.state
+        assert app.tasks["hybrid.add"].delay(1, 1).get(timeout=20) == 2

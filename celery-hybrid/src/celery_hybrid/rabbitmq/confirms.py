@@ -86,7 +86,10 @@ class ConfirmedChannel:
         return not returned
 
     def _acked(self, number: int, multiple: bool) -> None:
-        self._open = {each for each in self._open if each > number} if multiple else self._open - {number}
+        if multiple:
+            self._open = {each for each in self._open if each > number}
+        else:
+            self._open.discard(number)
 
     def _not_acked(self, number: int, multiple: bool) -> None:
         nacked = {each for each in self._open if each <= number} if multiple else {number}
