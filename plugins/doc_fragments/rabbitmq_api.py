@@ -10,19 +10,36 @@ class ModuleDocFragment:
 options:
   url:
     description:
-      - Base URL of the management API.
+      - Base URL of the management API. The default is made of O(login_protocol), O(login_host) and O(login_port).
     type: str
-    default: http://127.0.0.1:15672
+  login_protocol:
+    description:
+      - Protocol of the management API. Not used with O(url).
+    type: str
+    choices: [http, https]
+    default: http
+  login_host:
+    description:
+      - Name or address of the management API. Not used with O(url).
+    type: str
+    default: 127.0.0.1
+  login_port:
+    description:
+      - Port of the management API. Not used with O(url).
+    type: int
+    default: 15672
   username:
     description:
       - Name of the user. It needs the tag C(administrator); to read, C(monitoring) is enough.
     type: str
     required: true
+    aliases: [login_user]
   password:
     description:
       - Password of the user.
     type: str
     required: true
+    aliases: [login_password]
   validate_certs:
     description:
       - Whether the certificate of the server is verified, when O(url) is V(https).
@@ -32,6 +49,7 @@ options:
     description:
       - File with the certificate authority of the server. Without it, that of the system.
     type: path
+    aliases: [ca_cert, cacert]
   client_cert:
     description:
       - File with a certificate (PEM) that the server asks for.

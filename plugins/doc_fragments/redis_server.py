@@ -12,21 +12,25 @@ options:
     description:
       - Name or address of the server.
     type: str
+    aliases: [login_host]
     default: 127.0.0.1
   port:
     description:
       - TCP port of the server.
     type: int
+    aliases: [login_port]
     default: 6379
   username:
     description:
       - ACL user with the rights of an administrator.
     type: str
+    aliases: [login_user]
     required: true
   password:
     description:
       - Password of the user.
     type: str
+    aliases: [login_password]
     required: true
   tls:
     description:
@@ -41,6 +45,7 @@ options:
     description:
       - File with the certificate authority of the server. Without it, those of the system.
     type: path
+    aliases: [ca_certs]
   client_cert:
     description:
       - File with the certificate to show to the server, and with its key unless O(client_key) names it.

@@ -117,11 +117,14 @@ class ManagementApi:
 def api_arguments() -> dict[str, dict[str, Any]]:
     """Return the options that every module with this API has; documented in the fragment rabbitmq_api."""
     return {
-        "url": {"type": "str", "default": "http://127.0.0.1:15672"},
-        "username": {"type": "str", "required": True},
-        "password": {"type": "str", "required": True, "no_log": True},
+        "url": {"type": "str"},
+        "login_protocol": {"type": "str", "choices": ["http", "https"], "default": "http"},
+        "login_host": {"type": "str", "default": "127.0.0.1"},
+        "login_port": {"type": "int", "default": 15672},
+        "username": {"type": "str", "required": True, "aliases": ["login_user"]},
+        "password": {"type": "str", "required": True, "no_log": True, "aliases": ["login_password"]},
         "validate_certs": {"type": "bool", "default": True},
-        "ca_path": {"type": "path"},
+        "ca_path": {"type": "path", "aliases": ["ca_cert", "cacert"]},
         "client_cert": {"type": "path"},
         "client_key": {"type": "path", "no_log": False},
         "timeout": {"type": "float", "default": 30.0},
@@ -130,4 +133,7 @@ def api_arguments() -> dict[str, dict[str, Any]]:
 
 def api_from(parameters: dict[str, Any]) -> ManagementApi:
     """Return the API that a module's parameters name."""
-    return ManagementApi(**{name: parameters[name] for name in api_arguments()})
+    given = {name: parameters[name] for name in api_arguments() if not name.startswith("login_")}
+    if given["url"] is None:
+        given["url"] = "{login_protocol}://{login_host}:{login_port}".format(**parameters)
+    return ManagementApi(**given)

@@ -36,6 +36,15 @@ CANNOT_CHANGE = (
 )
 # A vhost of which nothing was ever declared.
 VHOST: Object = {"description": "", "tags": [], "default_queue_type": "classic"}
+# Arguments of queues that have options of their own, named as in community.rabbitmq.
+QUEUE_OPTIONS = {
+    "auto_expires": "x-expires",
+    "dead_letter_exchange": "x-dead-letter-exchange",
+    "dead_letter_routing_key": "x-dead-letter-routing-key",
+    "max_length": "x-max-length",
+    "max_priority": "x-max-priority",
+    "message_ttl": "x-message-ttl",
+}
 # Fields of keys that may be left out.
 DEFAULT_KEYS: Object = {"destination_type": "queue", "routing_key": ""}
 # What RabbitMQ brings itself.
@@ -284,12 +293,40 @@ def declared(parameters: dict[str, list[Object] | None]) -> tuple[Topology, dict
             fields = {name: kind.fields[name] if value is None else value for name, value in fields.items()}
             if "pattern" in fields and fields["pattern"] is None:
                 raise TopologyError(f"{kind.name}: {', '.join(key)} needs 'pattern'.")
+            if kind.name == "queues":
+                fields["arguments"] = queue_arguments(item)
+            if item.get("update_password") == "on_create" and fields.get("password") is not None:
+                fields["password"] = OnlyNew(fields["password"])
             if "value" in fields:
                 fields["value"] = as_stored(fields["value"])
             if fields.get("tags") is not None:
                 fields["tags"] = sorted(fields["tags"])
             present[kind.name][key] = fields
     return present, absent
+
+
+class OnlyNew(str):
+    """A password for a user who does not exist yet; another one keeps what it has."""
+
+    __slots__ = ()
+
+
+def queue_arguments(item: Object) -> Object:
+    """Return the arguments of a declared queue, with those that have options of their own.
+
+    Raises:
+        TopologyError: one is declared in both ways.
+    """
+    arguments = dict(item.get("arguments") or {})
+    for option, argument in QUEUE_OPTIONS.items():
+        if item.get(option) is None:
+            continue
+        if argument in arguments:
+            raise TopologyError(
+                f"queues: {item['vhost']}/{item['name']} has both {option!r} and {argument}. Remove one."
+            )
+        arguments[argument] = item[option]
+    return arguments
 
 
 def read(api: Api, vhost_details: bool) -> dict[str, Any]:
@@ -502,7 +539,7 @@ def settled(kind: Kind, before: Object | None, wanted: Object) -> Object:
         return {name: (before or {}).get(name) if value is None else value for name, value in wanted.items()}
     if kind.name == "users" and before is not None:
         password = wanted["password"]
-        if password is None or password_matches(password, before["password"]):
+        if password is None or isinstance(password, OnlyNew) or password_matches(password, before["password"]):
             return {**wanted, "password": before["password"]}
     return wanted
 

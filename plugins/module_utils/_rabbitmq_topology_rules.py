@@ -141,16 +141,26 @@ def ends_of_bindings(plan: Plan) -> Iterator[str]:
                 )
 
 
-def policies_that_match_nothing(plan: Plan) -> Iterator[str]:
-    """New policies without an object, and examples that a pattern does not match."""
+def written_patterns(plan: Plan) -> Iterator[tuple[str, Key, Object, list[str]]]:
+    """Yield the policies that are written and whose pattern can be tried here, with their examples."""
     for kind, key, item in plan.written("policies", "operator_policies"):
+        if not PERL_ONLY.search(item["pattern"]) and not expression_problem(item["pattern"]):
+            yield kind, key, item, plan.examples.get((kind, key), [])
+
+
+def examples_that_do_not_match(plan: Plan) -> Iterator[str]:
+    """Examples that the pattern of their policy does not match."""
+    for kind, key, item, examples in written_patterns(plan):
         pattern = item["pattern"]
-        if PERL_ONLY.search(pattern) or expression_problem(pattern):
-            continue
-        examples = plan.examples.get((kind, key), [])
         for example in examples:
             if not re.search(pattern, example):
                 yield f"{kind}: the pattern {pattern!r} of {'/'.join(key)} does not match its example {example!r}."
+
+
+def policies_that_match_nothing(plan: Plan) -> Iterator[str]:
+    """New policies without an object; clients may declare one later."""
+    for kind, key, item, examples in written_patterns(plan):
+        pattern = item["pattern"]
         if not examples and not any(re.search(pattern, name) for name in subjects(plan, key[0], item["apply-to"])):
             yield (
                 f"{kind}: {'/'.join(key)} matches nothing: no {item['apply-to'].replace('all', 'object')} of vhost "
@@ -238,7 +248,7 @@ RULES = (
     expressions,
     owners,
     ends_of_bindings,
-    policies_that_match_nothing,
+    examples_that_do_not_match,
     users_without_rights,
     limits,
     queue_types,
@@ -248,6 +258,7 @@ RULES = (
 
 def remarks(plan: Plan, version: str) -> Iterator[str]:
     """Yield what somebody should know and what stops nothing."""
+    yield from policies_that_match_nothing(plan)
     for _, (vhost,), item in plan.declared("vhosts"):
         if item["default_queue_type"] not in (None, "classic") and version.startswith("3.10."):
             yield f"vhosts: RabbitMQ {version} keeps the default_queue_type of {vhost} and does not heed it."

@@ -386,10 +386,11 @@ class Runtime:
     Args:
         client: a connection with the rights of an administrator.
         settings: the declared settings.
-        users: the declared users; all others are not declared. None leaves users alone.
+        users: the declared users. None leaves users alone.
         allow_eviction: whether the server may delete keys when its memory is full.
         fresh: the settings that a start from the server's file would give; those that are not declared are compared
             with them. None leaves them alone.
+        prune_users: whether users that are not declared are differences.
     """
 
     def __init__(
@@ -399,10 +400,12 @@ class Runtime:
         users: t.Sequence[User] | None,
         allow_eviction: bool = False,
         fresh: t.Mapping[str, str] | None = None,
+        prune_users: bool = False,
     ) -> None:
         self._client = client
         self._settings = {setting["name"].lower(): render_value(setting["value"]).strip('"') for setting in settings}
         self._users = users
+        self._prune_users = prune_users
         self._allow_eviction = allow_eviction
         self._fresh = {name: value for name, value in (fresh or {}).items() if name not in self._settings}
         self._names = [setting["name"].lower() for setting in settings]
@@ -595,7 +598,7 @@ class Runtime:
                     declared.shown(),
                     f"user {name} {sentence}",
                 )
-        for name in sorted(listed):
+        for name in sorted(listed) if self._prune_users else ():
             actual = listed[name].shown()
             yield Difference("object", "user", name, "delete", actual, None, f"user {name} is not declared")
 

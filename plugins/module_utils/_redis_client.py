@@ -163,13 +163,13 @@ class RedisClient:
 def client_arguments() -> dict[str, dict[str, t.Any]]:
     """Return the options that every module with this client has; documented in the fragment redis_server."""
     return {
-        "host": {"type": "str", "default": "127.0.0.1"},
-        "port": {"type": "int", "default": 6379},
-        "username": {"type": "str", "required": True},
-        "password": {"type": "str", "required": True, "no_log": True},
+        "host": {"type": "str", "default": "127.0.0.1", "aliases": ["login_host"]},
+        "port": {"type": "int", "default": 6379, "aliases": ["login_port"]},
+        "username": {"type": "str", "required": True, "aliases": ["login_user"]},
+        "password": {"type": "str", "required": True, "no_log": True, "aliases": ["login_password"]},
         "tls": {"type": "bool", "default": False},
         "server_hostname": {"type": "str"},
-        "ca_path": {"type": "path"},
+        "ca_path": {"type": "path", "aliases": ["ca_certs"]},
         "client_cert": {"type": "path"},
         # The name of a file, no secret.
         "client_key": {"type": "path", "no_log": False},

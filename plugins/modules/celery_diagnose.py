@@ -238,7 +238,11 @@ ARGUMENTS = {
     "worker": {"type": "dict", "options": _WORKER},
     "redis": {
         "type": "dict",
-        "options": {name: option for name, option in client_arguments().items() if name != "wait"},
+        "options": {
+            name: {key: value for key, value in option.items() if key != "aliases"}
+            for name, option in client_arguments().items()
+            if name != "wait"
+        },
     },
     "rabbitmq": {"type": "dict", "options": _RABBITMQ},
     "units": {"type": "list", "elements": "str", "default": []},

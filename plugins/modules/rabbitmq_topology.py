@@ -73,6 +73,11 @@ options:
       password:
         description: Password. Without it an existing user keeps the one it has.
         type: str
+      update_password:
+        description: V(on_create) sets O(users[].password) only for a user who does not exist yet.
+        type: str
+        choices: [always, on_create]
+        default: always
       tags:
         description: Tags, for example V(administrator) or V(monitoring).
         type: list
@@ -214,8 +219,8 @@ options:
         default: 0
       examples:
         description:
-          - Names that the pattern has to match, of objects that clients declare later. Without one, a policy that
-            matches nothing that exists or is declared is refused.
+          - Names that the pattern has to match, of objects that clients declare later. Without one, a new policy that
+            matches nothing that exists or is declared is told in a warning.
         type: list
         elements: str
         default: []
@@ -276,6 +281,24 @@ options:
         type: str
         choices: [classic, quorum, stream]
         default: classic
+      auto_expires:
+        description: Milliseconds after which the queue is deleted when nobody uses it, as the argument C(x-expires).
+        type: int
+      message_ttl:
+        description: Milliseconds that a message stays, as C(x-message-ttl).
+        type: int
+      max_length:
+        description: Most messages, as C(x-max-length).
+        type: int
+      max_priority:
+        description: Highest priority, as C(x-max-priority).
+        type: int
+      dead_letter_exchange:
+        description: Exchange that messages go to that are rejected or expire, as C(x-dead-letter-exchange).
+        type: str
+      dead_letter_routing_key:
+        description: Their routing key, as C(x-dead-letter-routing-key).
+        type: str
       durable: *durable
       auto_delete: *auto_delete
       arguments: *arguments
@@ -543,6 +566,7 @@ def argument_spec() -> dict[str, Any]:
         "users": items(
             name=name,
             password={"type": "str", "no_log": True},
+            update_password={"type": "str", "choices": ["always", "on_create"], "default": "always", "no_log": False},
             tags={"type": "list", "elements": "str", "default": []},
         ),
         "vhost_limits": items(vhost=name, name=name, value={"type": "int"}),
@@ -566,6 +590,12 @@ def argument_spec() -> dict[str, Any]:
             vhost=name,
             name=name,
             type={"type": "str", "choices": QUEUE_TYPES, "default": "classic"},
+            auto_expires={"type": "int"},
+            message_ttl={"type": "int"},
+            max_length={"type": "int"},
+            max_priority={"type": "int"},
+            dead_letter_exchange={"type": "str"},
+            dead_letter_routing_key={"type": "str", "no_log": False},
             durable=yes,
             auto_delete=no,
             arguments=arguments,

@@ -53,8 +53,7 @@ options:
         type: str
   users:
     description:
-      - ACL users, all of them, O(username) included. Every other user of the server is a difference and is deleted.
-      - Without this option users are left alone.
+      - ACL users. Others are left alone unless O(prune_users).
     type: list
     elements: dict
     suboptions:
@@ -74,6 +73,11 @@ options:
         type: list
         elements: str
         default: []
+  prune_users:
+    description:
+      - Whether every user that O(users) does not name is a difference and is deleted. O(username) must be among these.
+    type: bool
+    default: false
   allow_eviction:
     description:
       - Whether the server may delete keys when its memory is full. A broker that may do so deletes queued tasks.
@@ -123,7 +127,7 @@ EXAMPLES = r"""
     state: restarted
   when: runtime.restart_required
 
-- name: Declare all users of a server that nobody templates, and let it keep them
+- name: Declare all users of a server that nobody templates, delete others, and let it keep them
   celeryops.hybrid.redis_runtime:
     username: admin
     password: "{{ redis_admin_password }}"
@@ -131,7 +135,15 @@ EXAMPLES = r"""
       - {name: default, enabled: false}
       - {name: admin, password: "{{ redis_admin_password }}", rules: ['~*', '&*', +@all]}
       - {name: dashboard, password: "{{ dashboard_password }}", rules: ['~*', -@all, +@read, +info, -@dangerous]}
+    prune_users: true
     rewrite: true
+
+- name: Add one user, and leave all others alone
+  celeryops.hybrid.redis_runtime:
+    username: admin
+    password: "{{ redis_admin_password }}"
+    users:
+      - {name: exporter, password: "{{ exporter_password }}", rules: [-@all, +info, +ping]}
 
 - name: Look over TLS what would change, at an address that the certificate does not name
   celeryops.hybrid.redis_runtime:
@@ -249,6 +261,7 @@ def argument_spec() -> dict[str, Any]:
         "allow_eviction": {"type": "bool", "default": False},
         "config_file": {"type": "path"},
         "config_user": {"type": "str", "default": "redis"},
+        "prune_users": {"type": "bool", "default": False},
         "on_failure": {"type": "str", "choices": ["fail", "report"], "default": "fail"},
         "rewrite": {"type": "bool", "default": False},
         "settings": {
@@ -285,7 +298,8 @@ def diff_of(found: list[Difference]) -> dict[str, Any]:
 
 def check_users(parameters: dict[str, Any]) -> None:
     """Refuse to delete the user that does the deleting."""
-    if parameters["users"] is not None and parameters["username"] not in {user["name"] for user in parameters["users"]}:
+    names = {user["name"] for user in parameters["users"] or ()}
+    if parameters["prune_users"] and parameters["username"] not in names:
         raise ValueError(
             f"'users' does not name {parameters['username']!r}, the user of this login, which would delete itself: "
             "declare it too"
@@ -337,7 +351,7 @@ def main() -> None:
         check_users(module.params)
         with client_from(module.params) as client:
             options = (module.params[name] for name in ("settings", "users", "allow_eviction"))
-            runtime = Runtime(client, *options, fresh=fresh(module))
+            runtime = Runtime(client, *options, fresh=fresh(module), prune_users=module.params["prune_users"])
             runtime.check()
             found = runtime.differences()
             live = [item for item in found if item.live]

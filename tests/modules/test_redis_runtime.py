@@ -174,11 +174,13 @@ class TestUsers:
         with pytest.raises(RedisError, match="WRONGPASS"):
             server.client("dashboard", "of the dashboard")
 
-    def test_what_is_not_declared_is_deleted_once(self, server: Server) -> None:
+    def test_what_is_not_declared_is_deleted_once_if_asked_for(self, server: Server) -> None:
         server.call("ACL", "SETUSER", "stray", "on", "nopass", "+@all", "~*")
-        assert actions(server.run(check=True, users=[OFF, ADMIN])) == [("user", "stray", "delete")]
-        assert server.run(users=[OFF, ADMIN])["diff"]["after"] == {}
         assert not server.run(users=[OFF, ADMIN])["changed"]
+        pruned = {"users": [OFF, ADMIN], "prune_users": True}
+        assert actions(server.run(check=True, **pruned)) == [("user", "stray", "delete")]
+        assert server.run(**pruned)["diff"]["after"] == {}
+        assert not server.run(**pruned)["changed"]
         assert server.call("ACL", "USERS") == ["admin", "default"]
 
     def test_they_are_left_alone_unless_declared(self, server: Server) -> None:
@@ -197,7 +199,7 @@ class TestUsers:
         self, server: Server, users: list[dict[str, Any]], words: str
     ) -> None:
         listed = server.call("ACL", "LIST")
-        result = server.run(users=users)
+        result = server.run(users=users, prune_users=True)
         assert result["failed"]
         assert words in result["msg"]
         assert server.call("ACL", "LIST") == listed

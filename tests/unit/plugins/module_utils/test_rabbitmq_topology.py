@@ -396,11 +396,15 @@ def test_a_wrong_declaration_is_refused(declared: dict[str, Any], sentence: str)
         topology.declared(declared)
 
 
-def judged(declared: dict[str, Any], examples: list[str] | None = None, **prune: Any) -> list[str]:
+def plan_of(declared: dict[str, Any], examples: list[str] | None = None, **prune: Any) -> rules.Plan:
     present, absent = topology.declared(declared)
     found = topology.differences(present, absent, FOUND, topology.Prune(**prune))
     named = {("policies", ("celery", "new")): examples or []}
-    return rules.problems(rules.Plan(present, topology.after_writing(FOUND, found), found, named))
+    return rules.Plan(present, topology.after_writing(FOUND, found), found, named)
+
+
+def judged(declared: dict[str, Any], examples: list[str] | None = None, **prune: Any) -> list[str]:
+    return rules.problems(plan_of(declared, examples, **prune))
 
 
 ADMITTED = {"permissions": [{"vhost": "celery", "user": "new"}]}
@@ -428,11 +432,6 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     "source": ({"bindings": [{**BINDING, "source": "gone"}]}, "needs the exchange 'gone'"),
     "destination": ({"bindings": [{**BINDING, "destination": "gone"}]}, "needs the queue 'gone'"),
     "default source": ({"bindings": [{**BINDING, "source": ""}]}, "cannot be bound to the default exchange"),
-    "policy": ({"policies": [{**NEW, "pattern": "^y", "definition": {"expires": 1}}]}, "matches nothing"),
-    "policy of another type": (
-        {"policies": [{**NEW, "pattern": "results", "apply_to": "quorum_queues", "definition": {"expires": 1}}]},
-        "matches nothing",
-    ),
     "policy without definition": ({"policies": [{**NEW, "pattern": "results"}]}, "needs 'definition'"),
     "mistyped policy": (
         {"policies": [{**NEW, "pattern": "results", "definition": {"max-lenght": 1}}]},
@@ -485,6 +484,34 @@ def test_what_cannot_work_is_told_in_a_sentence(name: str) -> None:
 )
 def test_what_works_is_not_complained_about(declared: dict[str, Any]) -> None:
     assert judged(declared) == []
+
+
+@pytest.mark.parametrize("more", [{"pattern": "^y"}, {"pattern": "results", "apply_to": "quorum_queues"}])
+def test_policy_that_matches_nothing_yet_is_told_and_works(more: dict[str, Any]) -> None:
+    declared = {"policies": [{**NEW, "definition": {"expires": 1}, **more}]}
+    assert judged(declared) == []
+    (remark,) = rules.remarks(plan_of(declared), "4.0.5")
+    assert "matches nothing" in remark
+    assert list(rules.remarks(plan_of(declared, examples=["y"]), "4.0.5")) == []
+
+
+def test_options_of_a_queue_are_its_arguments() -> None:
+    queue = {**NEW, "arguments": {"x-overflow": "drop-head"}, "message_ttl": 5, "dead_letter_exchange": "dlx"}
+    present, _ = topology.declared({"queues": [queue]})
+    assert present["queues"]["celery", "new"]["arguments"] == {
+        "x-overflow": "drop-head",
+        "x-message-ttl": 5,
+        "x-dead-letter-exchange": "dlx",
+    }
+    with pytest.raises(topology.TopologyError, match="has both 'max_length' and x-max-length"):
+        topology.declared({"queues": [{**NEW, "max_length": 1, "arguments": {"x-max-length": 1}}]})
+
+
+@pytest.mark.parametrize(("when", "differs"), [("on_create", False), ("always", True)])
+def test_password_of_an_existing_user_is_left_alone_if_it_is_only_for_new_ones(when: str, differs: bool) -> None:
+    users = [{"name": name, "password": "another", "update_password": when} for name in ("worker", "new")]
+    found = topology.differences(*topology.declared({"users": users}), FOUND)
+    assert [change.key[0] for change in found] == (["worker", "new"] if differs else ["new"])
 
 
 def test_a_policy_for_later_names_what_it_is_for() -> None:

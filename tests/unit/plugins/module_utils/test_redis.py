@@ -212,7 +212,7 @@ def test_eviction_can_be_allowed() -> None:
     ],
 )
 def test_every_part_of_a_user_is_compared(users: list[str], action: str, sentence: str) -> None:
-    (found,) = redis.Runtime(Server(users=users), [], [CELERY, OFF]).differences()
+    (found,) = redis.Runtime(Server(users=users), [], [CELERY, OFF], prune_users=True).differences()
     assert (found.layer, found.kind, found.action, found.sentence) == ("object", "user", action, sentence)
     assert (found.actual is None, found.declared is None) == (action == "create", action == "delete")
     assert "#" not in str(found)
@@ -220,7 +220,7 @@ def test_every_part_of_a_user_is_compared(users: list[str], action: str, sentenc
 
 def test_a_user_is_shown_whole_and_masked() -> None:
     users = [LISTED.replace("#", "#0") + " +get", OFF_LISTED]
-    (found,) = redis.Runtime(Server(users=users), [], [CELERY, OFF]).differences()
+    (found,) = redis.Runtime(Server(users=users), [], [CELERY, OFF], prune_users=True).differences()
     common = {"enabled": True, "keys": ["~*"], "channels": []}
     assert found.actual == common | {"password": "another", "commands": ["-@all", "+@list", "+get"]}
     assert found.declared == common | {"password": "set", "commands": ["-@all", "+@list"]}
@@ -247,7 +247,7 @@ def test_what_is_as_declared_writes_nothing() -> None:
 def test_repair_sets_settings_at_once_and_users_one_by_one() -> None:
     server = Server({"a": "1", "b": "2", "tcp-backlog": "3"}, ["user celery off", "user evil on", OFF_LISTED])
     settings = [{"name": "a", "value": 2}, {"name": "b", "value": '""'}, {"name": "tcp-backlog", "value": 4}]
-    runtime = redis.Runtime(server, settings, [CELERY, OFF])
+    runtime = redis.Runtime(server, settings, [CELERY, OFF], prune_users=True)
     runtime.repair(runtime.differences())
     assert server.writes() == [
         ("CONFIG", "SET", "a", "2", "b", ""),
@@ -362,3 +362,11 @@ def row(why: str, *columns: str) -> str:
 )
 def test_order_counts_where_rules_overlap(one, other, same):
     assert (redis._settled(one.split()) == redis._settled(other.split())) == same
+
+
+def test_users_that_are_not_declared_stay_unless_they_are_to_be_deleted() -> None:
+    users = ["user theirs on nopass"]
+    found = redis.Runtime(Server(users=users), [], []).differences()
+    assert found == []
+    (gone,) = redis.Runtime(Server(users=users), [], [], prune_users=True).differences()
+    assert (gone.name, gone.action) == ("theirs", "delete")
