@@ -106,6 +106,10 @@ test-chaos: venv ## the short form of 'make chaos': our side only (3 minutes; CH
 test-celery: venv ## Celery's own integration tests with this backend and with Redis', both counted (half an hour each)
 	@nice python3 tests/celery_suite/run.py
 
+.PHONY: test-compatibility
+test-compatibility: venv ## Flower, RedBeat, Sentry, OpenTelemetry and others beside workers, in pinned versions (docs/compatibility.md)
+	@python3 tests/package/run.py compatibility
+
 .PHONY: test-faults
 test-faults: venv ## kill, stop, cut and fill RabbitMQ under load, and count what was lost or changed (8 minutes; FAULTS=--quick: 2)
 	@python3 tests/faults/run.py $(FAULTS)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "cores"
 #: Versions of ansible-core, and of the Pythons that can run each on the control node, the preferred one first.
 CORES = {
-    "2.19.1": ("3.11", "3.12", "3.13"),
+    "2.19.8": ("3.11", "3.12", "3.13"),
     "2.21.5": ("3.12", "3.13", "3.14"),
 }
 #: What the tests need beside ansible-core, as requirements-dev.txt pins it.

@@ -34,6 +34,8 @@ MATRIX = (
     ("debian13-older", "10.213.20.14", ("celery55", "celery56")),
 )
 
+COMPATIBILITY = (("debian12", "10.213.20.12", ("compatibility",)),)
+
 
 def run(*command: str | Path, log: IO[str] | None = None, **environment: str) -> int:
     """Run a command in the checkout, its output into a log if there is one; return its exit status."""
@@ -42,8 +44,8 @@ def run(*command: str | Path, log: IO[str] | None = None, **environment: str) ->
     return subprocess.run([str(part) for part in command], cwd=ROOT, env=settings, check=False, **output).returncode
 
 
-def run_tests() -> int:
-    """Set up the servers and run the matrix; return the number of runs that failed."""
+def run_tests(matrix: tuple[tuple[str, str, tuple[str, ...]], ...]) -> int:
+    """Set up the servers and run a matrix; return the number of runs that failed."""
     shutil.rmtree(LOGS, ignore_errors=True)
     LOGS.mkdir(parents=True)
     # Once, because building writes into the sources.
@@ -57,7 +59,7 @@ def run_tests() -> int:
     if run(*site, "-e", "redis_serial=3", "-e", "rabbitmq_serial=3", ANSIBLE_DISPLAY_OK_HOSTS="false"):
         return 1
     with ThreadPoolExecutor() as pool:
-        return sum(pool.map(run_on, MATRIX))
+        return sum(pool.map(run_on, matrix))
 
 
 def run_on(row: tuple[str, str, tuple[str, ...]]) -> int:
@@ -102,7 +104,7 @@ def main() -> int:
     if sys.argv[1:2] == ["--on"]:
         return on(*sys.argv[2:4])
     try:
-        return min(run_tests(), 1)
+        return min(run_tests(COMPATIBILITY if sys.argv[1:] == ["compatibility"] else MATRIX), 1)
     finally:
         run(BIN / "python", "tests/hosts/testhosts.py", "down", "-i", INVENTORY)
 
