@@ -748,6 +748,89 @@ WORKER = (
     ),
 )
 
+
+def _mode(group: str, path: str, declared: str, actual: str, covers: str) -> Row:
+    """A file or folder whose mode somebody has changed."""
+    return Row(group, path, f"mode={declared}", f"mode={actual}", f"chmod {actual} {path}", (f"monitoring: {covers}",))
+
+
+_MONITORING = "/etc/prometheus/celeryops"
+_DAYS = "celeryops-certificate-days"
+MONITORING = (
+    _mode("monitoring", _MONITORING, "0750", "0755", "{{ __monitoring_folder }}"),
+    _mode("monitoring", "/var/lib/prometheus/node-exporter", "0755", "0777", "{{ __monitoring_text_files }}"),
+    Row(
+        "monitoring",
+        f"{_MONITORING}/token",
+        SECRET,
+        SECRET,
+        f"echo another-one >{_MONITORING}/token",
+        ("monitoring: {{ __monitoring_folder }}/token",),
+    ),
+    *(
+        _mode("monitoring", f"{_MONITORING}/{name}", "0640", "0644", f"{{{{ __monitoring_folder }}}}/{name}")
+        for name in (
+            "door.yml",
+            "door.pem",
+            "door.key",
+            "ca.pem",
+            "extra-rules.yml",
+            "prometheus.yml",
+            "alertmanager.yml",
+        )
+    ),
+    Row(
+        "monitoring",
+        f"{_MONITORING}/rules.yml",
+        "severity: critical",
+        "severity: info",
+        f"edit 's/severity: critical/severity: info/' {_MONITORING}/rules.yml",
+        ("monitoring: {{ __monitoring_folder }}/rules.yml",),
+    ),
+    _mode("redis", f"{_MONITORING}/queues.lua", "0640", "0644", "{{ __monitoring_folder }}/queues.lua"),
+    _mode("redis", f"{_MONITORING}/redis-exporter.env", "0600", "0644", "{{ __monitoring_folder }}/redis-exporter.env"),
+    *(
+        _mode(
+            "redis" if unit == "prometheus-redis-exporter" else "monitoring",
+            f"{UNITS}/{unit}.service.d{file}",
+            right,
+            wrong,
+            f"{{{{ __monitoring_units }}}}/{unit}.service.d{file}",
+        )
+        for unit in (
+            "prometheus-node-exporter",
+            "prometheus-exporter-exporter",
+            "prometheus-redis-exporter",
+            "prometheus",
+            "prometheus-alertmanager",
+        )
+        for file, right, wrong in (("", "0755", "0777"), ("/celeryops.conf", "0644", "0640"))
+    ),
+    _mode("monitoring", f"/usr/local/sbin/{_DAYS}", "0755", "0700", f"/usr/local/sbin/{_DAYS}"),
+    *(
+        _mode("monitoring", f"{UNITS}/{_DAYS}.{kind}", "0644", "0640", f"{{{{ __monitoring_units }}}}/{_DAYS}.{kind}")
+        for kind in ("service", "timer")
+    ),
+    Row(
+        "monitoring",
+        "service prometheus-alertmanager",
+        "started",
+        "inactive",
+        "systemctl stop prometheus-alertmanager",
+        ("monitoring: Run the services",),
+        layer="runtime",
+    ),
+    Row(
+        "monitoring",
+        f"service {_DAYS}.timer",
+        "started",
+        "inactive",
+        f"systemctl stop {_DAYS}.timer",
+        ("monitoring: Look at the certificates every hour",),
+        layer="runtime",
+    ),
+)
+
 # What a package that is gone, a plugin that is off, a changed administrator or a missing vhost hides.
 HIDING = (
     Row(
@@ -805,7 +888,7 @@ HIDING = (
     ),
 )
 
-ROWS = REDIS + RABBITMQ + TLS + WORKER + HIDING
+ROWS = REDIS + RABBITMQ + TLS + WORKER + MONITORING + HIDING
 
 # Managing tasks that no row can break, and why.
 EXEMPT = {
@@ -818,6 +901,8 @@ EXEMPT = {
     "redis: Restart for what cannot be changed live": "announces a handler; the finding is that of the task before it",
     "rabbitmq: Let RabbitMQ take up the certificate of its file": "test_certificates.py of the stack breaks it",
     "rabbitmq: Remove key and certificate that are not used": "of hosts without TLS",
+    "monitoring: Install Debian's packages": "its like is tried with Redis",
+    "monitoring: Install Debian's packages with fresh package lists": "the second try of the task before it",
     "worker: Add the group": "the primary group of a user cannot be deleted",
     "worker: Keep the last ones, to go back to, and remove the others": "follows from another environment",
     "worker: Write down which release it serves": "follows from another environment",
@@ -825,6 +910,8 @@ EXEMPT = {
 }
 # Tasks of these files make what one other task declares, or are handlers' doing.
 EXEMPT_FILES = {
+    "monitoring/tasks/export.yml": "writes to the control node, when asked to",
+    "monitoring/tasks/restart.yml": "does what a handler asks for",
     "rabbitmq/tasks/plugins.yml": "does what a handler asks for",
     "rabbitmq/tasks/restart.yml": "does what a handler asks for",
     "redis/tasks/restart.yml": "does what a handler asks for",

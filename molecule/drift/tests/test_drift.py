@@ -8,7 +8,7 @@ import pytest
 
 from rows import ROWS
 
-GROUPS = ("redis", "rabbitmq", "worker")
+GROUPS = ("redis", "rabbitmq", "worker", "monitoring")
 SERVICES = {
     "redis": ["redis-server"],
     "rabbitmq": ["rabbitmq-server"],
