@@ -78,6 +78,7 @@ lint: venv ## yamllint, ansible-lint, ruff, mypy
 	@MYPYPATH=tests/hosts:tests/bench mypy tests/bench/transport.py
 	@for suite in bench faults chaos; do MYPYPATH="tests/hosts:tests/$$suite" mypy "tests/$$suite/run.py" || exit; done
 	@python3 tools/variables.py --check
+	@python3 tools/dashboards.py --check
 	@mypy --config-file $(PACKAGE)/pyproject.toml $(PACKAGE)/src
 
 .PHONY: test-unit

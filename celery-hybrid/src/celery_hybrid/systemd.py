@@ -150,8 +150,11 @@ class WorkerHealth:
 
     def loop_age(self) -> float:
         """Return for how many seconds the loop has not come round, as far as it was asked; ask it to."""
+        # Looked at before it is asked again: else a loop that comes round between the two would count twice now, and
+        # not at all the next time.
+        idle = self._loop_idle()
         self._consumer.call_soon(self._come_round)
-        return self._loop_idle()
+        return idle
 
     def status(self) -> str:
         """Return a line for ``systemctl status``."""

@@ -337,3 +337,27 @@ def test_without_a_limit_a_worker_drains_for_as_long_as_it_takes(stopped):
     stopped.stop(0)
     time.sleep(0.3)
     assert stopped.events == []
+
+
+def test_age_of_a_loop_does_not_depend_on_how_soon_it_answers(clock, requests):
+    consumer = Consumer()
+    health = systemd.WorkerHealth(consumer, clock=clock)
+    ages = []
+    for at_once in (False, True, False, True, True, False):
+        ask = consumer.call_soon
+        if at_once:
+            consumer.call_soon = lambda function: function()
+        ages.append(health.loop_age())
+        consumer.call_soon = ask
+        consumer.come_round()
+        clock.now += 15
+    assert ages == [0] * 6
+
+
+def test_age_of_a_loop_that_hangs_grows(clock, requests):
+    health = systemd.WorkerHealth(Consumer(), clock=clock)
+    ages = []
+    for _ in range(3):
+        ages.append(health.loop_age())
+        clock.now += 15
+    assert ages == [0, 15, 30]

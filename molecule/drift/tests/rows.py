@@ -779,6 +779,17 @@ MONITORING = (
             "alertmanager.yml",
         )
     ),
+    _mode("monitoring", f"{_MONITORING}/consoles", "0750", "0755", "{{ __monitoring_folder }}/consoles"),
+    *(
+        _mode(
+            "monitoring",
+            f"{_MONITORING}/consoles/{name}.html",
+            "0640",
+            "0644",
+            f"{{{{ __monitoring_folder }}}}/consoles/{name}.html",
+        )
+        for name in ("celery", "task")
+    ),
     Row(
         "monitoring",
         f"{_MONITORING}/rules.yml",
