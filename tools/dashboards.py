@@ -98,7 +98,7 @@ OVERVIEW = (
         ('sum(rabbitmq_detailed_queue_messages{queue="celery.dead_letters"})', "waiting"),
         ("sum by (reason) (increase(celery_dead_letters_total[1h]))", "reason"),
     ),
-    panel("Open chords", "short", ("sum(celery_chords_open)", "open")),
+    panel("Open chords", "short", ("max(celery_chords_open)", "open"), ("max(celery_chords_complete)", "complete")),
     panel("Redis memory", "percentunit", ("redis_memory_used_bytes / (redis_memory_max_bytes > 0)", "host")),
     panel("Redis connections", "short", ("redis_connected_clients", "host")),
     panel("RabbitMQ memory", "bytes", ("rabbitmq_process_resident_memory_bytes", "host")),

@@ -285,8 +285,8 @@ def test_pool_that_has_nothing_to_give_counts_a_wait():
 def results(monkeypatch):
     """The samples of a result store that says what the test wants."""
 
-    def samples(state):
-        store = SimpleNamespace(state=lambda: state)
+    def samples(state, unfinished=None):
+        store = SimpleNamespace(state=lambda: state, chords=SimpleNamespace(unfinished=unfinished or {}))
         monkeypatch.setattr(worker_metrics, "stores_of", lambda app: [store])
         sampler = worker_metrics.Sampler(None)
         sampler.look()
@@ -299,17 +299,26 @@ def results(monkeypatch):
 
 def test_outbox_and_circuit_are_shown(results):
     box = {"count": 3, "size": 900, "oldest": 1700000000, "refused": 1, "dropped": 2}
-    value = results(
-        {"circuit": "open", "refused_results": {"kind": 4}, "chords": {"chords": 5}, "outbox": box, "dead_letters": box}
-    )
+    value = results({"circuit": "open", "refused_results": {"kind": 4}, "outbox": box, "dead_letters": box})
     assert value("celery_result_circuit_open") == 1
     assert value("celery_result_refused_total", {"reason": "kind"}) == 4
-    assert value("celery_chords_open") == 5
     for kind in ("results", "dead_letters"):
         assert value("celery_outbox_records", {"kind": kind}) == 3
         assert value("celery_outbox_bytes", {"kind": kind}) == 900
         assert value("celery_outbox_oldest_timestamp_seconds", {"kind": kind}) == 1700000000
         assert value("celery_outbox_dropped_total", {"kind": kind}) == 2
+
+
+def test_chords_are_shown_with_the_ages_of_the_oldest(results):
+    rows = [{"seconds": 90, "complete_seconds": None}, {"seconds": 40, "complete_seconds": 31}]
+    value = results({}, {"open": 7, "complete": 1, "oldest": rows})
+    names = ("open", "complete", "open_seconds", "complete_seconds")
+    assert [value(f"celery_chords_{name}") for name in names] == [7, 1, 90, 31]
+
+
+def test_chords_are_shown_as_none_when_none_is_open_and_not_at_all_while_redis_does_not_answer(results):
+    assert results({}, {"open": 0, "complete": 0, "oldest": []})("celery_chords_complete_seconds") == 0
+    assert results({})("celery_chords_open") is None
 
 
 def test_outbox_that_cannot_be_read_is_shown_as_such(results):

@@ -268,7 +268,7 @@ class Sampler:
         """Look once."""
         stores = stores_of(self._app)
         if stores:
-            self.state = stores[0].state()
+            self.state = stores[0].state() | {"chords": ages_of(stores[0].chords.unfinished)}
 
     def _run(self) -> None:
         while True:
@@ -281,6 +281,20 @@ class Sampler:
                     logger.warning("The metrics of the result store are out of date: %r", exc)
             if self._stopping.wait(SAMPLE_SECONDS):
                 return
+
+
+def ages_of(unfinished: dict[str, Any]) -> dict[str, float]:
+    """Return the counts and ages of chords as metrics show them; nothing when they are not known."""
+    if not unfinished:
+        return {}
+    rows = unfinished["oldest"]
+    complete = [row["complete_seconds"] for row in rows if row["complete_seconds"] is not None]
+    return {
+        "open": unfinished["open"],
+        "complete": unfinished["complete"],
+        "open_seconds": max((row["seconds"] for row in rows), default=0),
+        "complete_seconds": max(complete, default=0),
+    }
 
 
 class Results:
@@ -316,8 +330,8 @@ class Results:
             yield GaugeMetricFamily("celery_result_circuit_open", words, float(state["circuit"] != CLOSED))
         yield from self._outboxes(state)
         chords = state.get("chords") or {}
-        if "chords" in chords:
-            yield GaugeMetricFamily("celery_chords_open", "Chords that wait for their parts.", chords["chords"])
+        for name, words in _CHORDS.items() if chords else ():
+            yield GaugeMetricFamily(f"celery_chords_{name}", words, chords[name])
 
     def _outboxes(self, state: dict[str, Any]) -> Iterator[Metric]:
         families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
@@ -335,6 +349,13 @@ class Results:
         yield from families.values()
 
 
+#: Chords are counted in Redis: all workers of a broker show the same.
+_CHORDS = {
+    "open": "Chords in Redis of whose header at least one task has ended, and whose body has not been sent.",
+    "complete": "Those of them of whose header all tasks have ended.",
+    "open_seconds": "Seconds since the first task of the oldest open one ended; 0 for none.",
+    "complete_seconds": "Seconds that the oldest complete one has waited for its body to be sent; 0 for none.",
+}
 #: The outbox is a file of the host: all workers of a host show the same.
 _DEPTH = {
     "records": ("count", "Records that wait for RabbitMQ on this host."),

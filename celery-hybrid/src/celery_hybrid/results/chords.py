@@ -412,6 +412,8 @@ class ChordSweeper:
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._chords: MainProcessChords | None = None
+        #: What :meth:`RedisCounter.unfinished` returned last; empty while Redis does not answer.
+        self.unfinished: dict[str, Any] = {}
 
     def start(self) -> None:
         """Begin to look, where the broker is Redis."""
@@ -447,6 +449,7 @@ class ChordSweeper:
             try:
                 self._look(app)
             except Exception as exc:
+                self.unfinished = {}
                 logger.log(
                     logging.DEBUG if isinstance(exc, OperationalError) else logging.ERROR,
                     *("Chords are looked after later: %r", exc),
@@ -466,6 +469,7 @@ class ChordSweeper:
             chords.count_now(*self._waiting[0])
             self._waiting.popleft()
         chords.leave_abandoned()
+        self.unfinished = chords.counter.unfinished()
 
 
 def register(app: Any) -> None:

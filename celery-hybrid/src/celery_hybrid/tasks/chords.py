@@ -322,7 +322,9 @@ class RedisCounter:
 
         def read(channel: Any, client: Any) -> Any:
             opened, ready = (channel.global_keyprefix + key for key in (CHORDS_OPEN, CHORDS_READY))
-            groups = [bytes_to_str(group) for group in client.zrange(opened, 0, most - 1)]
+            # Complete ones need not be among those with the oldest news.
+            listed = [*client.zrange(opened, 0, most - 1), *client.zrange(ready, 0, most - 1)]
+            groups = list(dict.fromkeys(bytes_to_str(group) for group in listed))
             pipe = client.pipeline(transaction=False)
             pipe.time()
             pipe.zcard(opened)
