@@ -116,7 +116,7 @@ test-faults: venv ## kill, stop, cut and fill RabbitMQ under load, and count wha
 	@python3 tests/faults/run.py $(FAULTS)
 
 .PHONY: chaos
-chaos: venv ## kill, stop, cut, pause and fill everything under 10,000 tasks, stock Celery beside it (15 minutes; CHAOS='--seed 1')
+chaos: venv ## kill, stop, cut, pause and fill everything under 12,000 tasks and 160 chords, stock Celery beside it (20 minutes; CHAOS='--seed 1')
 	@python3 tests/chaos/run.py $(CHAOS)
 
 .PHONY: bench

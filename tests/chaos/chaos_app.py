@@ -4,22 +4,25 @@
 """The application of the chaos suite, for both sides: ours has the consumer, transport and guard of celery-hybrid, the
 other one Celery's own. Everything else is the same: the settings of the role ``worker``, and where results are.
 
-Environment: that of ``faults_app``, and ``CHAOS_SIDE`` (``ours`` or ``stock``) and ``CHAOS_CLIENT`` (set in clients,
-which have kombu's transport on both sides).
+Environment: that of ``faults_app``, and ``CHAOS_SIDE`` (``ours``, ``neighbour``, which is a second application like it,
+or ``stock``) and ``CHAOS_CLIENT`` (set in clients, which have kombu's transport on both sides).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sys
 import time
 import uuid
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import redis
-from celery import Celery
+from celery import Celery, Task
 from celery.exceptions import Reject
 from deployed import role_settings
 from kombu import Queue
@@ -30,7 +33,8 @@ from redis.retry import Retry
 from celery_hybrid.guard import BeingDoneError, Claim, Guard, LostClaimError
 from celery_hybrid.tasks import transport
 
-OURS = os.environ["CHAOS_SIDE"] == "ours"
+SIDE = os.environ["CHAOS_SIDE"]
+OURS = SIDE != "stock"
 SEED = int(os.environ["FAULTS_SEED"])
 QUEUE = os.environ["FAULTS_QUEUE"]
 UNDELIVERABLE = f"{QUEUE}.undeliverable"
@@ -79,7 +83,7 @@ if OURS and "CHAOS_CLIENT" not in os.environ:
 
 def id_of(number: int, what: str = "task") -> str:
     """Return the id of a task, the same in every process and in every run with this seed."""
-    return str(uuid.uuid5(_IDS, f"{SEED}/{os.environ['CHAOS_SIDE']}/{what}/{number}"))
+    return str(uuid.uuid5(_IDS, f"{SEED}/{SIDE}/{what}/{number}"))
 
 
 @cache
@@ -91,26 +95,41 @@ def server() -> redis.Redis:
     )
 
 
-def act(number: int, claimed: float) -> None:
+def act(number: int, claimed: float, seconds: float) -> None:
     """Have an effect on the outside world, which notes it. It knows the number, so it could tell a second one."""
     note("acts", number, f"{claimed:.3f}", f"{time.time():.3f}")
-    time.sleep(PAUSE)
+    time.sleep(seconds)
+
+
+@contextlib.contextmanager
+def noted(what: str, number: int, retries: int) -> Iterator[None]:
+    """Note that a run begins, where, and that it has ended."""
+    note(what, number, retries, os.getpid(), os.getppid(), f"{time.time():.3f}")
+    try:
+        yield
+    finally:
+        note("ended", number, retries, os.getpid(), f"{time.time():.3f}")
 
 
 @app.task(bind=True)
-def work(self: Any, number: int) -> int:
+def work(self: Any, number: int, seconds: float = PAUSE) -> int:
     """Have one effect; with the guard, if it is ours."""
-    note("executed", number, os.getpid())
-    if not OURS:
-        act(number, time.time())
+    with noted("executed", number, self.request.retries):
+        if OURS:
+            return guarded(self, number, seconds)
+        act(number, time.time(), seconds)
         return number
+
+
+def guarded(self: Any, number: int, seconds: float) -> int:
+    """Have one effect with the guard."""
     guard = Guard(server(), lease=LEASE, keep=KEEP, prefix=f"{QUEUE}.guard.")
     try:
         # A claim runs from a moment after this one.
         begun = time.time()
         claim = guard.claim(str(number))
         if isinstance(claim, Claim):
-            act(number, begun)
+            act(number, begun, seconds)
             guard.record(claim, number)
             note("receipts", number, f"{time.time():.3f}")
     except BeingDoneError as exc:
@@ -152,3 +171,55 @@ def eats(marker: str) -> None:
 def hangs(_marker: str) -> None:
     """Run into the hard time limit."""
     time.sleep(60)
+
+
+@app.task(bind=True)
+def fails_later(self: Any, marker: str) -> None:
+    """Be retried once, by any worker, and fail."""
+    if self.request.retries == 0:
+        raise self.retry(countdown=1, max_retries=1)
+    raise ValueError(marker)
+
+
+# --- chords ----------------------------------------------------------------------------------------
+
+
+@app.task
+def part(value: int) -> int:
+    """Be a part of a chord."""
+    return value
+
+
+@app.task(ignore_result=True)
+def quiet(value: int) -> int:
+    """Be a part whose result nobody asks for."""
+    return value
+
+
+@app.task(bind=True)
+def body(self: Any, _values: list[Any], number: int, side: str) -> int:
+    """Note for which chord of which application this runs."""
+    with noted("bodies" if side == SIDE else "foreign", number, self.request.retries):
+        return number
+
+
+class _Closed(Task):  # type: ignore[misc]
+    """Sent by code of its own, which fails."""
+
+    def apply_async(self, *args: Any, **kwargs: Any) -> Any:
+        """Fail in a worker."""
+        raise PermissionError("closed")
+
+
+@app.task(base=_Closed)
+def closed(_values: list[Any], number: int, side: str) -> int:
+    """Be a body that cannot be sent."""
+    return number
+
+
+@app.task
+def errback(_request: Any, _error: Any, _traceback: Any, what: str) -> None:
+    """Be an errback that takes its time, or ends its process."""
+    if what == "exits":
+        sys.exit(1)
+    time.sleep(5)

@@ -3,10 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The client processes of the chaos suite: one sends good and bad tasks, another one counts in the end.
 
-    client.py send FIRST COUNT RATE BAD PATIENCE    COUNT good tasks, the first one has number FIRST, and BAD bad ones
-    client.py count FIRST LAST PATIENCE             waits until Redis has nothing left to do, and reads everything
+    client.py send LOAD                    sends good tasks, and bad ones and chords among them, see :func:`send`
+    client.py count FIRST LAST PATIENCE    waits until Redis has nothing left to do, and reads everything
 
-Both print one line of JSON. What was sent is noted in ``sent`` (number) and ``sent-bad`` (number, reason, kind).
+Both print one line of JSON. What was sent is noted in ``sent`` (number), ``sent-bad`` (number, reason, kind) and
+``sent-chord`` (number, state that it must end in, kind).
 Environment: that of ``chaos_app``, ``CHAOS_LETTERS``, the URL of a user who may read
 dead letters, and ``CHAOS_LOOK``, that of Redis with all rights.
 """
@@ -24,7 +25,7 @@ import sqlite3
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,31 @@ from urllib.parse import unquote, urlsplit
 
 import amqp
 import redis
-from celery import states
-from chaos_app import QUEUE, SEED, UNDELIVERABLE, app, dies, eats, fails, hangs, id_of, rejects, server, work
+from celery import chain, chord, group, states
+from chaos_app import (
+    QUEUE,
+    SEED,
+    SIDE,
+    UNDELIVERABLE,
+    app,
+    body,
+    closed,
+    dies,
+    eats,
+    errback,
+    fails,
+    fails_later,
+    hangs,
+    id_of,
+    part,
+    quiet,
+    rejects,
+    server,
+    work,
+)
 from notes import NOTES, note
+
+from celery_hybrid.names import CHORDS_OPEN, CHORDS_READY
 
 GOOD = '[["%s"], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
 MARKER = re.compile(rb"bad-(\d+)-")
@@ -128,25 +151,85 @@ BAD: tuple[tuple[str, str, Callable[[int], None]], ...] = (
     ("dies", "lost", task(dies)),
     ("out of memory", "lost", task(eats)),
     ("hangs", "time_limit", task(hangs)),
+    ("fails after a retry", "failed", task(fails_later)),
 )
 
 
-def kinds(first: int) -> Iterator[tuple[str, str, Callable[[int], None]]]:
-    """Return bad tasks of every kind, again and again, each time in another order that follows from the seed."""
+def chord_of(*header: Any, last: Any = body, errbacks: tuple[str, ...] = ()) -> Callable[[int], None]:
+    """Return what sends a chord; its body knows the number, and where it was sent."""
+
+    def send(number: int) -> None:
+        signature = last.s(number, SIDE).set(task_id=id_of(number, "chord"))
+        for what in errbacks:
+            signature.on_error(errback.s(what))
+        chord([each.clone() for each in header], signature).apply_async()
+
+    return send
+
+
+_FAILS = fails.s("in a chord")
+# (kind, state that the body ends in, what sends it)
+CHORDS: tuple[tuple[str, str, Callable[[int], None]], ...] = (
+    ("good", states.SUCCESS, chord_of(part.s(1), part.s(2), part.s(3))),
+)
+POISON: tuple[tuple[str, str, Callable[[int], None]], ...] = (
+    (
+        "group in a chain, results ignored",
+        states.SUCCESS,
+        chord_of(chain(quiet.si(0), group(quiet.si(1), quiet.si(2))), part.s(3)),
+    ),
+    ("part fails", states.FAILURE, chord_of(part.s(1), _FAILS)),
+    ("error of 300 kB", states.FAILURE, chord_of(part.s(1), fails.s("x" * 300_000))),
+    ("part dies", states.FAILURE, chord_of(part.s(1), dies.s("in a chord"))),
+    ("part hangs", states.FAILURE, chord_of(part.s(1), hangs.s("in a chord"))),
+    ("body cannot be sent", states.FAILURE, chord_of(part.s(1), part.s(2), last=closed)),
+    ("slow errback", states.FAILURE, chord_of(part.s(1), _FAILS, errbacks=("slow",))),
+    ("errback exits", states.FAILURE, chord_of(part.s(1), _FAILS, errbacks=("exits",))),
+)
+
+
+def turns(
+    first: int, kinds: Sequence[tuple[str, str, Callable[[int], None]]]
+) -> Iterator[tuple[str, str, Callable[[int], None]]]:
+    """Return each kind, again and again, each time in another order that follows from the seed."""
     dice = random.Random(f"{SEED}/{first}")  # noqa: S311
     while True:
-        yield from dice.sample(BAD, len(BAD))
+        yield from dice.sample(kinds, len(kinds))
 
 
-def send(first: int, count: int, rate: float, bad: int, patience: float) -> dict[str, Any]:
-    """Send tasks at a steady rate until so many were sent; what could not be sent is not sent again."""
+def send_one(number: int, notes: str, what: tuple[str, str, Callable[[int], None]]) -> None:
+    """Send a bad task or a chord, and note it."""
+    kind, expected, send_it = what
+    try:
+        send_it(number)
+    except Exception as exc:
+        print(f"{number}, {kind}: {exc!r}", file=sys.stderr)
+    else:
+        note(notes, number, expected, kind)
+
+
+def send(load: dict[str, Any]) -> dict[str, Any]:
+    """Send tasks at a steady rate until so many were sent; what could not be sent is not sent again.
+
+    Args:
+        load: ``first`` number; ``tasks``, so many good ones, in ``seconds``; ``bad`` ones among them, of the kinds
+            ``kinds`` (empty: all); ``chords``, and ``poison``: so many bad chords. Every second good task gets a
+            countdown of up to ``countdown`` seconds, every tenth one runs for ``long`` seconds (0: none does).
+    """
     counts: Counter[str] = Counter()
     begun = time.monotonic()
-    number, turn = first, kinds(first)
-    while counts["sent"] < count and time.monotonic() < begun + patience:
-        time.sleep(max(0.0, begun + counts["sent"] / rate - time.monotonic()))
+    number, count, dice = load["first"], load["tasks"], random.Random(f"{SEED}/{load['first']}/load")  # noqa: S311
+    others = {
+        "bad": ("sent-bad", turns(number, [each for each in BAD if each[0] in (load["kinds"] or [each[0]])])),
+        "chords": ("sent-chord", turns(number, CHORDS)),
+        "poison": ("sent-chord", turns(number, POISON)),
+    }
+    while counts["sent"] < count and time.monotonic() < begun + 3 * load["seconds"]:
+        time.sleep(max(0.0, begun + counts["sent"] * load["seconds"] / count - time.monotonic()))
+        args = (number, load["long"]) if load["long"] and number % 10 == 0 else (number,)
+        countdown = dice.uniform(0, load["countdown"]) if load["countdown"] and number % 2 else None
         try:
-            work.apply_async((number,), task_id=id_of(number))
+            work.apply_async(args, task_id=id_of(number), countdown=countdown)
         except Exception as exc:
             # The caller knows; nothing was promised, though it may be there all the same.
             counts["refused"] += 1
@@ -155,16 +238,11 @@ def send(first: int, count: int, rate: float, bad: int, patience: float) -> dict
             note("sent", number)
             counts["sent"] += 1
         number += 1
-        if bad and counts["bad"] < bad and counts["sent"] * bad >= (counts["bad"] + 1) * count:
-            kind, reason, send_it = next(turn)
-            try:
-                send_it(number)
-            except Exception as exc:
-                print(f"{number}, {kind}: {exc!r}", file=sys.stderr)
-            else:
-                note("sent-bad", number, reason, kind)
-            counts["bad"] += 1
-            number += 1
+        for what, (notes, turn) in others.items():
+            if counts[what] < load[what] and counts["sent"] * load[what] >= (counts[what] + 1) * count:
+                send_one(number, notes, next(turn))
+                counts[what] += 1
+                number += 1
     return {**counts, "next": number, "late": counts["sent"] < count}
 
 
@@ -194,7 +272,9 @@ class Letters:
             if marker := MARKER.search(letter.body):
                 note("letters", int(marker[1]), letter.reason)
             else:
-                note("letters", json.loads(letter.body)[0][0], letter.reason)
+                # Tasks of chords have no number of their own.
+                number = next(iter(json.loads(letter.body)[0]), None)
+                note("letters", number if isinstance(number, int) else "chord", letter.reason)
             self._channel.basic_ack(message.delivery_tag)
 
     def close(self) -> None:
@@ -220,9 +300,9 @@ def elements(client: redis.Redis) -> list[bytes]:
 def names_in(text: bytes) -> set[str]:
     """Return ids of good tasks and markers of bad ones that an element names."""
     texts = [text]
-    for body in re.findall(rb'"body": ?"([A-Za-z0-9+/=]+)"', text):
+    for encoded in re.findall(rb'"body": ?"([A-Za-z0-9+/=]+)"', text):
         with contextlib.suppress(ValueError):
-            texts.append(base64.b64decode(body))
+            texts.append(base64.b64decode(encoded))
     for each in texts:
         if marker := MARKER.search(each):
             return {f"bad-{int(marker[1])}"}
@@ -232,10 +312,15 @@ def names_in(text: bytes) -> set[str]:
 def waiting() -> int:
     """Return how many records wait in the outboxes of this side's workers."""
     count = 0
-    for file in (Path(os.environ["XDG_STATE_HOME"]) / "celery-hybrid").glob("*.sqlite3"):
+    for file in Path(os.environ["XDG_STATE_HOME"]).rglob("*.sqlite3"):
         with contextlib.closing(sqlite3.connect(file, timeout=5)) as database:
             count += database.execute("SELECT count(*) FROM records").fetchone()[0]
     return count
+
+
+def open_chords() -> int:
+    """Return how many chords have not ended."""
+    return int(look().zcard(CHORDS_OPEN)) + int(look().zcard(CHORDS_READY))  # type: ignore[arg-type]
 
 
 def settle(patience: float) -> float:
@@ -244,15 +329,19 @@ def settle(patience: float) -> float:
     seen: Any = None
     while time.monotonic() < changed + patience and time.monotonic() < begun + 4 * patience:
         try:
-            left = (len(elements(look())), waiting())
+            left = (len(elements(look())), waiting(), open_chords())
         except (redis.RedisError, sqlite3.Error):
-            left = (-1, -1)
-        if left == (0, 0):
+            left = (-1, -1, -1)
+        if left == (0, 0, 0):
             break
         if left != seen:
             seen, changed = left, time.monotonic()
         time.sleep(0.5)
     return time.monotonic() - begun
+
+
+#: A bad message that is no task's has no record, so it is PENDING.
+_SETTLED = states.READY_STATES | {states.PENDING}
 
 
 def count(first: int, last: int, patience: float) -> dict[str, Any]:
@@ -262,7 +351,8 @@ def count(first: int, last: int, patience: float) -> dict[str, Any]:
     good = {id_of(number) for number in lines("sent", first, last)}
     bad = {id_of(number, "bad") for number in lines("sent-bad", first, last)}
     # Those that are missing are not waited for: nothing is under way any more.
-    found = dict(app.backend.get_many([*good, *bad], interval=1, max_iterations=2))
+    chords = {id_of(number, "chord"): number for number in lines("sent-chord", first, last)}
+    found = dict(app.backend.get_many([*good, *bad, *chords], interval=1, max_iterations=2))
     right = [numbers[task_id] for task_id in good & found.keys() if is_right(found[task_id], numbers[task_id])]
     # Letters may be behind the results.
     letters = Letters()
@@ -273,6 +363,8 @@ def count(first: int, last: int, patience: float) -> dict[str, Any]:
         "right": right,
         "wrong": [numbers[task_id] for task_id in good & found.keys() if numbers[task_id] not in right],
         "told": [numbers[task_id] for task_id in bad & found.keys()],
+        "unfinished": [numbers[each] for each in bad if app.AsyncResult(each).state not in _SETTLED],
+        "chords": {number: found[task_id]["status"] for task_id, number in chords.items() if task_id in found},
         "left": [numbers.get(name) or int(name[4:]) for name in named if name in numbers or name.startswith("bad-")],
         "seconds": seconds,
         "outbox": waiting(),

@@ -17,8 +17,9 @@ sent and has neither run with a readable result, nor is a dead letter, nor is st
 
     tests/chaos/run.py [--quick] [--seed N] [--only PHASE]… [--keep] [--write docs/chaos.md]
 
-The seed decides order, kinds and moments of the faults. This fails when our side loses something, has a side effect
-twice that the guard should have stopped, or keeps a bad message under a wrong reason.
+The seed decides order, kinds and moments of the faults. This fails when our side loses something, begins a task twice
+while nobody died, has a side effect twice that the guard should have stopped, keeps a bad message under a wrong reason,
+or when a chord does not end as it must with one body.
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import os
 import random
+import runpy
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -60,6 +64,7 @@ from lab import (
     root,
     say,
     secret,
+    small_disk,
     venv,
 )
 
@@ -74,16 +79,24 @@ WORKERS, PROCESSES = 2, 2
 # Seconds after which what a dead worker had is given to others, and for which a claim of the guard holds.
 VISIBILITY = 10.0
 LEASE = 6.0
-# So long nothing may happen while something is still to be done: a claim has run out, then the task's countdown.
-STUCK = 2 * VISIBILITY + LEASE
+# Of phases in which others must take over while a fault lasts.
+SHORT = 4.0
+# A worker finishes the chord of another one half a minute after that began to.
+CHORD_SECONDS = 30.0
 # systemd's RestartSec of a worker that exits.
 RESTART_SECONDS = 2.0
 # Numbers of a phase begin at a multiple of this.
 NUMBERS = 100_000
 # No phase begins later, and nothing may take longer with setting the host up, whatever hangs.
-BUDGET, LIMIT = 960, 1500
+BUDGET, LIMIT = 1260, 1800
 # Redis' disk while it is to become full.
 DATA, SAVED = "/var/lib/redis", "/var/lib/redis.saved"
+STATE_HOME = CACHE / "state"
+BOTH, ALONE = ("ours", "stock"), ("ours",)
+# Why stock Celery has no part in some phases.
+SAME_STORE = "stock Celery has no result store of its own here; it would be celery-hybrid's on both sides"
+# A way to RabbitMQ that can be cut; the tests of the package have it.
+Proxy: Any = runpy.run_path(str(PACKAGE / "tests" / "integration" / "proxy.py"))["Proxy"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +110,14 @@ class Phase:
         tasks: so many good ones on each side.
         seconds: in which they are sent.
         bad: so many bad ones among them.
+        kinds: of the bad ones; none for all kinds.
+        chords: so many good chords, with three parts each.
+        poison: so many chords that end badly, or have ended others.
+        countdown: of every second task, at most, in seconds.
+        long: seconds that every tenth task runs for; 0: none does.
+        visibility: timeout in seconds.
+        sides: that take part.
+        why: stock Celery takes no part.
     """
 
     name: str
@@ -105,6 +126,30 @@ class Phase:
     tasks: int = 750
     seconds: float = 25.0
     bad: int = 0
+    kinds: tuple[str, ...] = ()
+    chords: int = 0
+    poison: int = 0
+    countdown: float = 0.0
+    long: float = 0.0
+    visibility: float = VISIBILITY
+    sides: tuple[str, ...] = BOTH
+    why: str = ""
+
+    def load(self, first: int) -> dict[str, Any]:
+        """Return what a client sends, as it expects it."""
+        names = ("tasks", "seconds", "bad", "kinds", "chords", "poison", "countdown", "long")
+        return {"first": first, **{name: getattr(self, name) for name in names}}
+
+    @property
+    def patience(self) -> float:
+        """Seconds without a change after which nothing will happen any more, though something is still to be done."""
+        # A claim has run out and was seen overdue twice, then the task's countdown.
+        return 2 * self.visibility + LEASE + 5 + (CHORD_SECONDS if self.chords or self.poison else 0)
+
+
+def held(name: str, title: str, *faults: str, **options: Any) -> Phase:
+    """Return a phase in which workers have tasks that have not begun, and some that run."""
+    return Phase(name, title, faults, **{"tasks": 300, "countdown": 3.0, "long": 1.0, "visibility": SHORT, **options})
 
 
 STROKES = ("kill_worker", "restart_redis", "kill_redis", "cut", "half_open", "pause", "memory_alarm", "stop_rabbitmq")
@@ -120,10 +165,73 @@ PHASES = (
     Phase("memory", "RabbitMQ's memory alarm", ("memory_alarm",)),
     Phase("bad", "bad messages", (), bad=96),
     Phase("combined", "combined", STROKES, tasks=2500, seconds=75.0, bad=48),
+    held("paused", "workers paused past the timeout", "pause_worker", seconds=20.0),
+    held("clock", "Redis' clock jumps", "jump_clock", seconds=15.0),
+    held("maxmemory", "Redis at maxmemory", "fill_memory", seconds=20.0),
+    held(
+        "outbox",
+        "outboxes that arrive late",
+        "cut_off_host",
+        seconds=20.0,
+        bad=40,
+        kinds=("fails after a retry",),
+        visibility=VISIBILITY,
+        sides=ALONE,
+        why=SAME_STORE,
+    ),
+    Phase(
+        "worker-disk",
+        "the workers' disk full",
+        ("fill_worker_disk",),
+        tasks=300,
+        seconds=20.0,
+        sides=ALONE,
+        why=SAME_STORE,
+    ),
+    Phase(
+        "chords",
+        "chords, everything killed",
+        ("kill_worker", "kill_redis", "stop_rabbitmq"),
+        tasks=300,
+        seconds=30.0,
+        chords=60,
+        sides=ALONE,
+        why=SAME_STORE,
+    ),
+    Phase("poison", "poison chords", (), tasks=200, seconds=15.0, chords=30, poison=24, sides=ALONE, why=SAME_STORE),
+    Phase(
+        "neighbours",
+        "two applications in one vhost",
+        ("kill_worker",),
+        tasks=200,
+        seconds=15.0,
+        chords=30,
+        sides=("ours", "neighbour"),
+        why=SAME_STORE,
+    ),
 )
 QUICK = (
     Phase("workers", "workers killed -9", ("kill_worker",), tasks=150, seconds=8.0),
-    Phase("combined", "Redis, RabbitMQ, bad messages", ("kill_redis", "cut", "memory_alarm"), 250, 15.0, bad=24),
+    Phase("combined", "Redis, RabbitMQ, bad messages", ("kill_redis", "cut", "memory_alarm"), 250, 15.0, bad=25),
+    held(
+        "paused",
+        "worker paused, clock, maxmemory",
+        "pause_worker",
+        "jump_clock",
+        "fill_memory",
+        tasks=200,
+        seconds=15.0,
+    ),
+    Phase(
+        "neighbours",
+        "two applications, poison chords",
+        (),
+        tasks=80,
+        seconds=8.0,
+        chords=12,
+        poison=8,
+        sides=("ours", "neighbour"),
+    ),
 )
 
 
@@ -134,7 +242,7 @@ class Side:
     """The workers of one side.
 
     Args:
-        name: ``ours`` or ``stock``.
+        name: ``ours``, ``neighbour`` (a second application like ours) or ``stock``.
         servers: the host.
         programs: of the virtual environment.
         common: environment of all processes.
@@ -152,25 +260,55 @@ class Side:
             "CHAOS_SIDE": name,
             "CHAOS_LETTERS": letters,
             "FAULTS_NOTES": str(self.notes),
-            "XDG_STATE_HOME": str(CACHE / "state" / name),
+            "XDG_STATE_HOME": str(STATE_HOME / name),
         }
         self._environment: dict[str, str] = {}
         self._broker = ("", 0)
         self._died: dict[int, float] = {}
+        self._pids: dict[int, int] = {}
         self.workers: list[Worker] = []
+        #: Processes that have died, and when.
+        self.deaths: list[tuple[int, float]] = []
+        #: Processes that were paused, from when, and until when.
+        self.pauses: list[tuple[int, float, float]] = []
+        #: The way of the first worker to RabbitMQ, where it can be cut.
+        self.proxy: Any = None
 
-    def start(self, number: int) -> None:
-        """Start the workers of a phase."""
-        self._common["FAULTS_QUEUE"] = f"chaos-{secrets.token_hex(4)}"
+    @property
+    def database(self) -> int:
+        """Number of its database in Redis."""
+        return self._broker[1]
+
+    def start(self, number: int, queue: str, visibility: float, *, apart: bool = False) -> None:
+        """Start the workers of a phase.
+
+        Args:
+            number: of the phase.
+            queue: of all tasks.
+            visibility: timeout in seconds.
+            apart: let the first one be on a host of its own, which can be cut off from RabbitMQ.
+        """
+        self._common.update(FAULTS_QUEUE=queue, FAULTS_VISIBILITY=str(visibility))
         # A bad message that stays at the head of a queue of stock Celery would spoil all later phases.
-        self._broker = ("celery", 0) if self.name == "ours" else ("stock", 1 + number)
+        self._broker = {"ours": ("celery", 0), "neighbour": ("stock", 15)}.get(self.name, ("stock", 1 + number % 14))
+        self.deaths.clear()
+        self.pauses.clear()
         environment = {**self._common, **self._servers.environment("worker", *self._broker)}
         log = CACHE / f"{self.name}.log"
+        if apart:
+            self.proxy = Proxy(self._servers.address, int(AMQP_PORT))
         for place in range(WORKERS):
             options = ["--pool=prefork", f"--concurrency={PROCESSES}", f"--hostname={self.name}{place}@chaos"]
             command = ["--app=chaos_app", "worker", *options, "--loglevel=INFO", "--without-mingle", "--without-gossip"]
-            self.workers.append(Worker([self._programs / "celery", *command], environment, log, HERE))
+            own = {**environment, **(self._apart(environment) if self.proxy and place == 0 else {})}
+            self.workers.append(Worker([self._programs / "celery", *command], own, log, HERE))
         self.ensure()
+
+    def _apart(self, environment: dict[str, str]) -> dict[str, str]:
+        """Return the settings of a worker on a host of its own."""
+        login = environment["FAULTS_RESULTS"].rpartition("@")[0]
+        url = f"{login}@127.0.0.1:{self.proxy.port}/celery"
+        return {"FAULTS_RESULTS": url, "XDG_STATE_HOME": f"{environment['XDG_STATE_HOME']}/apart"}
 
     def ensure(self) -> None:
         """Start those again that have ended, after a while, as systemd does."""
@@ -178,8 +316,13 @@ class Side:
             now = time.monotonic()
             if worker.pid:
                 self._died.pop(place, None)
-            elif worker.starts == 0 or now > self._died.setdefault(place, now) + RESTART_SECONDS:
+                self._pids[place] = worker.pid
+                continue
+            if pid := self._pids.pop(place, 0):
+                self.deaths.append((pid, time.time()))
+            if worker.starts == 0 or now > self._died.setdefault(place, now) + RESTART_SECONDS:
                 worker.ensure()
+                self._pids[place] = worker.pid
 
     def client(self, *arguments: Any) -> Client:
         """Start a client."""
@@ -200,6 +343,10 @@ class Side:
             send(worker.pid, signal.SIGCONT)
             worker.close()
         self.workers.clear()
+        self._pids.clear()
+        if self.proxy:
+            self.proxy.stop()
+            self.proxy = None
         return again
 
 
@@ -227,6 +374,23 @@ class Faults:
         self.sides = sides
         self.dice = dice
         self.filter = Filter(servers.address, COMMENT, REDIS_PORT, AMQP_PORT)
+        self.filter_results = Filter(servers.address, f"{COMMENT} results", AMQP_PORT)
+        self.visibility = VISIBILITY
+        #: When Redis has died.
+        self.redis_died: list[float] = []
+
+    @property
+    def takeover(self) -> float:
+        """Seconds after which another worker has what a silent one had."""
+        # It is seen overdue twice, a grace apart; each look is up to five seconds late.
+        return 2 * self.visibility + 5
+
+    def redis_cli(self, *words: str, database: int = 0) -> str:
+        """Let Redis do something, with all rights."""
+        command = shlex.join(("redis-cli", "-e", "--user", "stock", "-n", str(database), *words))
+        return self.servers.shell(
+            f"read -r REDISCLI_AUTH; export REDISCLI_AUTH; {command}", stdin=unquote(secret("redis_stock"))
+        )
 
     def hold(self, seconds: float) -> None:
         """Let time pass; workers that have ended are started again."""
@@ -261,12 +425,14 @@ class Faults:
             elif what == "main":
                 send(worker.pid, signal.SIGKILL)
             elif len(children := worker.children()) > child:
+                side.deaths.append((children[child], time.time()))
                 send(children[child], signal.SIGKILL)
         self.between(2, 4)
 
     def power_off(self) -> None:
         """The servers' host is switched off and on; half of the time a worker's host as well."""
         workers = self.dice.random() < 0.5
+        self.redis_died.append(time.time())
         try:
             root("podman", "kill", CONTAINER)
             if workers:
@@ -291,6 +457,7 @@ class Faults:
 
     def restart_redis(self) -> None:
         """Redis is restarted, as with an update, or stopped for a while."""
+        self.redis_died.append(time.time())
         if self.dice.random() < 0.5:
             self.servers.shell("systemctl restart redis-server")
         else:
@@ -303,6 +470,7 @@ class Faults:
 
     def kill_redis(self) -> None:
         """Redis is killed; systemd starts it again."""
+        self.redis_died.append(time.time())
         self.servers.shell("systemctl kill --signal=KILL redis-server")
         self.between(0, 3)
         # Without this systemd would give up in the end.
@@ -322,6 +490,7 @@ class Faults:
             self.between(1, 3)
             if restarted:
                 # The end of the connections is not heard here either.
+                self.redis_died.append(time.time())
                 self.servers.shell("systemctl restart redis-server")
             self.between(2, 5)
         self.between(4, 7)
@@ -347,6 +516,70 @@ class Faults:
                 self.hold(seconds)
             finally:
                 self.servers.shell(f"kill -CONT $(pidof {what})")
+        self.between(2, 4)
+
+    def pause_worker(self) -> None:
+        """A worker stands still with all its processes, as its virtual machine does, until another has what it had."""
+        place = self.dice.randrange(WORKERS)
+        pids = {side: [side.workers[place].pid, *side.workers[place].children()] for side in self.sides}
+        begun = time.time()
+        try:
+            for pid in itertools.chain(*pids.values()):
+                send(pid, signal.SIGSTOP)
+            self.hold(self.takeover)
+        finally:
+            for pid in itertools.chain(*pids.values()):
+                send(pid, signal.SIGCONT)
+            for side, paused in pids.items():
+                side.pauses += [(pid, begun, time.time()) for pid in paused]
+        self.between(2, 4)
+
+    def jump_clock(self) -> None:
+        """The clock of Redis' host jumps a quarter of an hour ahead, five times: all claims look overdue."""
+        script = (
+            "for _, name in ipairs(redis.call('zrange', KEYS[1], 0, -1)) do "
+            "redis.call('zincrby', KEYS[1], -900, name) end"
+        )
+        for _ in range(5):
+            for side in self.sides:
+                self.redis_cli("eval", script, "1", "unacked_index", database=side.database)
+            self.hold(1.5)
+        self.between(1, 2)
+
+    def fill_memory(self) -> None:
+        """Redis is at maxmemory for longer than the visibility timeout: it refuses what needs memory."""
+        try:
+            self.redis_cli("config", "set", "maxmemory", "1")
+            self.hold(self.takeover)
+        finally:
+            self.redis_cli("config", "set", "maxmemory", "0")
+        self.between(3, 5)
+
+    def cut_off_host(self) -> None:
+        """The host of a worker does not reach RabbitMQ; what it has stored meanwhile arrives behind that of others."""
+        proxies = [side.proxy for side in self.sides]
+        try:
+            for proxy in proxies:
+                proxy.cut()
+            self.between(4, 7)
+        finally:
+            for proxy in proxies:
+                proxy.heal()
+        self.between(2, 4)
+
+    def fill_worker_disk(self) -> None:
+        """RabbitMQ is away, the disk with the outboxes is filled, RabbitMQ comes back, and then there is room again."""
+        filler = STATE_HOME / "others"
+        try:
+            with self.filter_results.dropping(both=True):
+                self.between(2, 4)
+                with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+                    while True:
+                        file.write(bytes(4096))
+                self.between(2, 4)
+            self.between(3, 5)
+        finally:
+            filler.unlink(missing_ok=True)
         self.between(2, 4)
 
     def memory_alarm(self) -> None:
@@ -395,10 +628,7 @@ class Faults:
         try:
             self.servers.shell(f"cp -a {SAVED}/. {DATA}/; chown redis:redis {DATA}; systemctl start redis-server")
             # With 'always' it would just end. So it says no to whatever writes, and goes on.
-            self.servers.shell(
-                "read -r REDISCLI_AUTH; export REDISCLI_AUTH; redis-cli --user stock config set appendfsync everysec",
-                stdin=unquote(secret("redis_stock")),
-            )
+            self.redis_cli("config", "set", "appendfsync", "everysec")
             yield
         finally:
             self.servers.shell(
@@ -424,6 +654,8 @@ class Row:
     refused: int
     executed: int
     twice: int
+    stood: int
+    alone: int
     effects: int
     again: int
     through: int
@@ -435,12 +667,17 @@ class Row:
     bad_kept: int
     bad_lost: int
     starts: int
+    chords: int
+    ended: int
+    bodies: int
+    extra: int
+    foreign: int
     faults: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def failed(self) -> bool:
         """Tell whether our side has failed."""
-        return self.side == "ours" and bool(self.faults)
+        return bool(self.faults)
 
 
 # (attribute of a row, heading, what it is)
@@ -449,6 +686,8 @@ COLUMNS = (
     ("refused", "refused", "delay() raised: the caller knows, and did not send it again"),
     ("executed", "executed", "different ones of those sent"),
     ("twice", "twice", "begun more than once: a worker was lost, or the task itself retried while Redis was away"),
+    ("stood", "stood", "of these, running in a worker while it was paused for too long: no claim stops what runs"),
+    ("alone", "alone", "runs begun twice though nobody died or stood: no worker, no process, no Redis"),
     ("effects", "effects", "tasks with a side effect"),
     ("again", "again", "side effects beyond the first of a task, as the outside world sees them without its own key"),
     (
@@ -469,9 +708,69 @@ COLUMNS = (
     ("bad_lost", "gone", "of these, with no dead letter, no result that says so, and not in Redis"),
     ("starts", "starts", "workers that had ended and were started again, or were killed"),
 )
+CHORD_COLUMNS = (
+    ("chords", "chords", "sent"),
+    ("ended", "ended", "of these, with a body in the state that it must end in"),
+    ("bodies", "bodies", "that have run, of chords that succeed; others have none to run"),
+    ("extra", "extra", "bodies beyond one of a chord, though nobody died while one ran; bodies of chords that fail"),
+    ("foreign", "foreign", "bodies that another application of the vhost has run"),
+)
 
 
-def count(title: str, side: Side, numbers: range, sent: dict[str, Any], seen: dict[str, Any], starts: int) -> Row:
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """A run of a task: what is the same when it is begun again, the processes, and from when to when."""
+
+    number: int
+    retries: int
+    pid: int
+    parent: int
+    begun: float
+    ended: float
+
+
+def spans(side: Side, what: str, numbers: range) -> list[Span]:
+    """Return the runs of a phase that a file notes; one without an end has died."""
+    ends: dict[tuple[str, ...], list[float]] = {}
+    for *run, at in lines_of(side.notes / "ended"):
+        ends.setdefault(tuple(run), []).append(float(at))
+    found = []
+    for number, retries, pid, parent, at in lines_of(side.notes / what):
+        # Stock runs some of the bad messages, which have a marker instead of a number.
+        if number.isdigit() and int(number) in numbers:
+            begun = float(at)
+            ended = min((end for end in ends.get((number, retries, pid), ()) if end >= begun), default=float("inf"))
+            found.append(Span(int(number), int(retries), int(pid), int(parent), begun, ended))
+    return sorted(found, key=lambda run: run.begun)
+
+
+def repeated(side: Side, redis_died: Sequence[float], runs: Sequence[Span]) -> tuple[list[int], list[int]]:
+    """Return the numbers of what was begun again: while the first one stood; and while nobody died or stood."""
+    stood, alone = [], []
+    latest: dict[tuple[int, int], Span] = {}
+    for run in runs:
+        before = latest.get((run.number, run.retries))
+        latest[run.number, run.retries] = run
+        if before is None:
+            continue
+        processes = (before.pid, before.parent)
+        died = [at for pid, at in side.deaths if pid in processes] + list(redis_died)
+        if any(pid in processes and begun <= before.ended and end >= before.begun for pid, begun, end in side.pauses):
+            stood.append(run.number)
+        elif not any(before.begun <= at <= run.begun for at in died):
+            alone.append(run.number)
+    return stood, alone
+
+
+def count(
+    title: str,
+    side: Side,
+    redis_died: Sequence[float],
+    numbers: range,
+    sent: dict[str, Any],
+    seen: dict[str, Any],
+    starts: int,
+) -> Row:
     """Count what became of the tasks of a phase."""
 
     def notes(name: str) -> list[tuple[int, list[str]]]:
@@ -500,6 +799,13 @@ def count(title: str, side: Side, numbers: range, sent: dict[str, Any], seen: di
     kind_of = {number: " ".join(words[1:]) for number, words in notes("sent-bad")}
     kept = {number for number in bad if number in letters and letters[number][0] == bad[number]}
     gone = bad.keys() - letters.keys() - left - set(seen["told"])
+    stood, alone = repeated(side, redis_died, spans(side, "executed", numbers))
+    chords = dict(notes("sent-chord"))
+    open_chords = [number for number, (state, *_) in chords.items() if seen["chords"].get(str(number)) != state]
+    bodies = spans(side, "bodies", numbers)
+    extra = repeated(side, redis_died, bodies)[1]
+    extra += [body.number for body in bodies if chords.get(body.number, [""])[0] != "SUCCESS"]
+    foreign = [number for number, _ in notes("foreign")]
     row = Row(
         title,
         side.name,
@@ -507,9 +813,11 @@ def count(title: str, side: Side, numbers: range, sent: dict[str, Any], seen: di
         refused=sent.get("refused", 0),
         executed=len(good & runs.keys()),
         twice=sum(runs[number] > 1 for number in good),
+        stood=len(stood),
+        alone=len(alone),
         effects=len(good & acts.keys()),
         again=sum(len(each) - 1 for each in acts.values()),
-        through=len(through) if side.name == "ours" else 0,
+        through=len(through) if side.name != "stock" else 0,
         readable=len(right),
         letters=len(good & letters.keys()),
         in_redis=len(left),
@@ -518,8 +826,13 @@ def count(title: str, side: Side, numbers: range, sent: dict[str, Any], seen: di
         bad_kept=len(kept),
         bad_lost=len(gone),
         starts=starts,
+        chords=len(chords),
+        ended=len(chords) - len(open_chords),
+        bodies=len({body.number for body in bodies}),
+        extra=len(extra),
+        foreign=len(foreign),
     )
-    if side.name == "ours":
+    if side.name != "stock":
         without = {number for number in good - acts.keys() if number not in letters}
         for what, those in (
             ("lost", lost),
@@ -528,6 +841,11 @@ def count(title: str, side: Side, numbers: range, sent: dict[str, Any], seen: di
             ("with a wrong result", set(seen["wrong"]) - letters.keys()),
             ("still in Redis", left),
             ("still in the outbox", set(range(seen["outbox"]))),
+            ("begun twice while nobody died", alone),
+            ("without a final state", seen["unfinished"]),
+            ("chords not ended as they must", open_chords),
+            ("with a body too many", extra),
+            ("with a body run by another application", foreign),
         ):
             if those:
                 row.faults.append(f"{len(those)} {what}: {sorted(those)[:10]}")
@@ -540,14 +858,13 @@ def count(title: str, side: Side, numbers: range, sent: dict[str, Any], seen: di
     return row
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Return the table, and the sums in its last lines."""
-    cells = [["phase", "side", *(label for _, label, _ in COLUMNS)]]
-    everything = list(rows)
+def table(rows: Sequence[Row], columns: Sequence[tuple[str, str, str]]) -> str:
+    """Return a table, and the sums in its last lines."""
+    cells = [["phase", "side", *(label for _, label, _ in columns)]]
+    cells += [[row.title, row.side, *(str(getattr(row, name)) for name, *_ in columns)] for row in rows]
     for side in dict.fromkeys(row.side for row in rows):
-        sums = {name: sum(getattr(row, name) for row in rows if row.side == side) for name, *_ in COLUMNS}
-        everything.append(Row("all", side, **sums))
-    cells += [[row.title, row.side, *(str(getattr(row, name)) for name, *_ in COLUMNS)] for row in everything]
+        of_side = [row for row in rows if row.side == side]
+        cells.append(["all", side, *(str(sum(getattr(row, name) for row in of_side)) for name, *_ in columns)])
     return markdown(cells)
 
 
@@ -559,8 +876,12 @@ def summary(rows: Sequence[Row], side: str) -> str:
 
     lost = f"lost {total('lost')} of {total('sent')} good tasks and {total('bad_lost')} of {total('bad')} bad ones"
     again = f"left {total('in_redis')} in Redis undone, and repeated {total('again')} side effects"
-    guarded = f", {total('through')} of them past the guard" if side == "ours" else ""
-    return f"**{side}** {lost}, {again}{guarded}."
+    begun = f"began {total('alone')} twice while nobody died"
+    if side == "stock":
+        return f"**{side}** {lost}, {begun}, {again}."
+    chords = f"Of {total('chords')} chords {total('ended')} ended, with {total('extra')} bodies too many"
+    elsewhere = f"and {total('foreign')} in another application"
+    return f"**{side}** {lost}, {begun}, {again}, {total('through')} of them past the guard. {chords}, {elsewhere}."
 
 
 def report(rows: Sequence[Row], strokes: Counter[str], conditions: Sequence[str], skipped: Sequence[str]) -> str:
@@ -572,6 +893,8 @@ def report(rows: Sequence[Row], strokes: Counter[str], conditions: Sequence[str]
         conditions: of the run, in sentences.
         skipped: titles of phases for which there was no time.
     """
+    with_chords = [row for row in rows if row.chords]
+    apart = [phase for phase in PHASES if phase.why and phase.title in {row.title for row in rows}]
     lines = [
         "# What is lost when everything breaks",
         "",
@@ -580,14 +903,20 @@ def report(rows: Sequence[Row], strokes: Counter[str], conditions: Sequence[str]
         *conditions,
         "",
         "Both sides live through the same faults at the same moments, with the settings of deployed workers and a",
-        f"visibility timeout of {VISIBILITY:.0f} s. **ours**: consumer, transport and guard of celery-hybrid.",
+        f"visibility timeout of {VISIBILITY:.0f} s ({SHORT:.0f} s where others must take over while a fault lasts).",
+        "**ours**: consumer, transport and guard of celery-hybrid. **neighbour**: a second application like ours, in",
+        "the same vhost, with queues of the same name in another database of Redis.",
         "**stock**: Celery's own consumer and kombu's transport, no guard. Its results go to celery-hybrid's backend",
         "too, because Celery has none that keeps them in RabbitMQ. Redis has appendfsync always, so what it has",
         "confirmed is on its disk.",
         "",
-        table(rows),
+        table(rows, COLUMNS),
         "",
         *(f"* **{label}**: {what}" for _, label, what in COLUMNS),
+        *(["", "Chords:", "", table(with_chords, CHORD_COLUMNS), ""] if with_chords else []),
+        *(f"* **{label}**: {what}" for _, label, what in CHORD_COLUMNS if with_chords),
+        *([""] if apart else []),
+        *(f"* {phase.title}: without stock, because {phase.why}." for phase in apart),
         "",
         "The faults, while tasks are sent:",
         "",
@@ -608,12 +937,14 @@ class Run:
     """All phases, one after the other.
 
     Args:
-        faults: with the sides.
+        faults: that there are.
+        sides: that may take part, by name.
         seed: decides.
     """
 
-    def __init__(self, faults: Faults, seed: int) -> None:
+    def __init__(self, faults: Faults, sides: dict[str, Side], seed: int) -> None:
         self.faults = faults
+        self.sides = sides
         self.seed = seed
         self.strokes: Counter[str] = Counter()
 
@@ -621,16 +952,19 @@ class Run:
         """Run one phase."""
         # Not one for all phases: a phase alone shall do what it does among others.
         self.faults.dice = random.Random(f"{self.seed}/{phase.name}")  # noqa: S311
-        sides = self.faults.sides
-        first = number * NUMBERS + 1
+        self.faults.sides = sides = [self.sides[name] for name in phase.sides if name in self.sides]
+        self.faults.visibility = phase.visibility
+        self.faults.redis_died.clear()
+        first, queue = number * NUMBERS + 1, f"chaos-{secrets.token_hex(4)}"
         with contextlib.ExitStack() as stack:
+            if "fill_worker_disk" in phase.faults:
+                stack.enter_context(small_disk(STATE_HOME))
             for side in sides:
                 stack.callback(side.close)
-                side.start(number)
+                side.start(number, queue, phase.visibility, apart="cut_off_host" in phase.faults)
             if "fill_disk" in phase.faults:
                 stack.enter_context(self.faults.small_disk())
-            load = (first, phase.tasks, phase.tasks / phase.seconds, phase.bad, 3 * phase.seconds)
-            senders = self.clients(stack, "send", *load)
+            senders = self.clients(stack, "send", phase.load(first))
             self.wait_for(first)
             begun = time.monotonic()
             strokes: Counter[str] = Counter()
@@ -646,7 +980,7 @@ class Run:
             numbers = [range(first, each["next"]) for each in sent]
             counting = time.monotonic()
             readers = [
-                stack.enter_context(contextlib.closing(side.client("count", first, each["next"], STUCK)))
+                stack.enter_context(contextlib.closing(side.client("count", first, each["next"], phase.patience)))
                 for side, each in zip(sides, sent, strict=True)
             ]
             while any(reader.running() for reader in readers):
@@ -657,7 +991,10 @@ class Run:
         made = ", ".join(f"{times} times {name.replace('_', ' ')}" for name, times in strokes.items())
         quiet = " and ".join(f"{each['seconds']:.0f} s" for each in seen)
         say(f"  {made or 'no faults'}; sent in {counting - begun:.0f} s, quiet {quiet} later")
-        rows = [count(phase.title, *of_side) for of_side in zip(sides, numbers, sent, seen, starts, strict=True)]
+        rows = [
+            count(phase.title, side, self.faults.redis_died, *of_side)
+            for side, of_side in zip(sides, zip(numbers, sent, seen, starts, strict=True), strict=True)
+        ]
         for row in rows:
             for fault in row.faults:
                 say(f"  {row.side}: {fault}")
@@ -702,12 +1039,10 @@ def letters_url(servers: Servers) -> str:
 def main() -> int:
     """Run the phases and print the table."""
     parser = argparse.ArgumentParser(description="Break everything, and count what is lost; stock Celery beside it.")
-    parser.add_argument(
-        "--quick", action="store_true", help="two phases of four faults, our side only; for 'make test'"
-    )
+    parser.add_argument("--quick", action="store_true", help="four short phases, our side only; for 'make test'")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="makes the same faults at the same moments")
     parser.add_argument("--only", action="append", choices=[phase.name for phase in PHASES], help="only this phase")
-    parser.add_argument("--side", choices=("ours", "stock"), help="only this side")
+    parser.add_argument("--side", choices=BOTH, help="only this side")
     parser.add_argument("--keep", action="store_true", help="let the host run, for another run with --again")
     parser.add_argument("--again", action="store_true", help="the host runs and is set up; it stays")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table into a file too")
@@ -729,19 +1064,20 @@ def main() -> int:
         common = {
             **os.environ,
             "FAULTS_SEED": f"{options.seed}{secrets.randbelow(10**6):06}",
-            "FAULTS_VISIBILITY": str(VISIBILITY),
             "FAULTS_OPTIONS": "{}",
             "PYTHONPATH": python_path(HERE),
         }
         common.pop("STATE_DIRECTORY", None)
-        names = [options.side] if options.side else ["ours"] if options.quick else ["ours", "stock"]
+        names = ["stock"] if options.side == "stock" else ["ours", "neighbour"]
+        names += ["stock"] if not options.side and not options.quick else []
         letters = letters_url(servers)
-        sides = [Side(name, servers, programs, common, letters) for name in names]
-        faults = Faults(servers, sides, random.Random(options.seed))  # noqa: S311
-        stack.callback(faults.filter.clear)
-        faults.filter.clear()
+        sides = {name: Side(name, servers, programs, common, letters) for name in names}
+        faults = Faults(servers, [], random.Random(options.seed))  # noqa: S311
+        for rules in (faults.filter, faults.filter_results):
+            stack.callback(rules.clear)
+            rules.clear()
         versions = servers.versions()
-        run = Run(faults, options.seed)
+        run = Run(faults, sides, options.seed)
         begun = time.monotonic()
         if not options.quick:
             faults.dice.shuffle(phases)
