@@ -219,8 +219,8 @@ QUICK = (
         "pause_worker",
         "jump_clock",
         "fill_memory",
-        tasks=200,
-        seconds=15.0,
+        tasks=240,
+        seconds=36.0,
     ),
     Phase(
         "neighbours",
