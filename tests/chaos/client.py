@@ -6,8 +6,8 @@
     client.py send LOAD                    sends good tasks, and bad ones and chords among them, see :func:`send`
     client.py count FIRST LAST PATIENCE    waits until Redis has nothing left to do, and reads everything
 
-Both print one line of JSON. What was sent is noted in ``sent`` (number), ``sent-bad`` (number, reason, kind) and
-``sent-chord`` (number, state that it must end in, kind).
+Both print one line of JSON. What was sent is noted in ``sent`` (number, since when), ``sent-bad`` (number, reason,
+kind) and ``sent-chord`` (number, state that it must end in, kind).
 Environment: that of ``chaos_app``, ``CHAOS_LETTERS``, the URL of a user who may read
 dead letters, and ``CHAOS_LOOK``, that of Redis with all rights.
 """
@@ -228,6 +228,7 @@ def send(load: dict[str, Any]) -> dict[str, Any]:
         time.sleep(max(0.0, begun + counts["sent"] * load["seconds"] / count - time.monotonic()))
         args = (number, load["long"]) if load["long"] and number % 10 == 0 else (number,)
         countdown = dice.uniform(0, load["countdown"]) if load["countdown"] and number % 2 else None
+        at = time.time()
         try:
             work.apply_async(args, task_id=id_of(number), countdown=countdown)
         except Exception as exc:
@@ -235,7 +236,7 @@ def send(load: dict[str, Any]) -> dict[str, Any]:
             counts["refused"] += 1
             print(f"{number}: {exc!r}", file=sys.stderr)
         else:
-            note("sent", number)
+            note("sent", number, f"{at:.3f}")
             counts["sent"] += 1
         number += 1
         for what, (notes, turn) in others.items():

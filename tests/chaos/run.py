@@ -687,7 +687,11 @@ COLUMNS = (
     ("executed", "executed", "different ones of those sent"),
     ("twice", "twice", "begun more than once: a worker was lost, or the task itself retried while Redis was away"),
     ("stood", "stood", "of these, running in a worker while it was paused for too long: no claim stops what runs"),
-    ("alone", "alone", "runs begun twice though nobody died or stood: no worker, no process, no Redis"),
+    (
+        "alone",
+        "alone",
+        "runs begun twice though nobody died or stood since they were sent: no worker, no process, no Redis",
+    ),
     ("effects", "effects", "tasks with a side effect"),
     ("again", "again", "side effects beyond the first of a task, as the outside world sees them without its own key"),
     (
@@ -744,8 +748,17 @@ def spans(side: Side, what: str, numbers: range) -> list[Span]:
     return sorted(found, key=lambda run: run.begun)
 
 
-def repeated(side: Side, redis_died: Sequence[float], runs: Sequence[Span]) -> tuple[list[int], list[int]]:
-    """Return the numbers of what was begun again: while the first one stood; and while nobody died or stood."""
+def repeated(
+    side: Side, redis_died: Sequence[float], runs: Sequence[Span], sent: dict[int, float]
+) -> tuple[list[int], list[int]]:
+    """Return the numbers of what was begun again: because the first run stood; and although nobody died or stood.
+
+    Args:
+        side: whose workers these are.
+        redis_died: when it did. A sender that did not hear from it sends again, and has sent two messages then.
+        runs: in the order in which they began.
+        sent: when each number was sent.
+    """
     stood, alone = [], []
     latest: dict[tuple[int, int], Span] = {}
     for run in runs:
@@ -754,10 +767,11 @@ def repeated(side: Side, redis_died: Sequence[float], runs: Sequence[Span]) -> t
         if before is None:
             continue
         processes = (before.pid, before.parent)
-        died = [at for pid, at in side.deaths if pid in processes] + list(redis_died)
+        died = any(before.begun <= at <= run.begun for pid, at in side.deaths if pid in processes)
+        died |= any(sent.get(run.number, before.begun) <= at <= run.begun for at in redis_died)
         if any(pid in processes and begun <= before.ended and end >= before.begun for pid, begun, end in side.pauses):
             stood.append(run.number)
-        elif not any(before.begun <= at <= run.begun for at in died):
+        elif not died:
             alone.append(run.number)
     return stood, alone
 
@@ -778,7 +792,8 @@ def count(
         lines = (line for line in lines_of(side.notes / name) if line[0].isdigit())
         return [(int(line[0]), line[1:]) for line in lines if int(line[0]) in numbers]
 
-    good = {number for number, _ in notes("sent")}
+    sent_at = {number: float(at) for number, (at,) in notes("sent")}
+    good = set(sent_at)
     runs = Counter(number for number, _ in notes("executed"))
     letters = dict(notes("letters"))
     right, left = set(seen["right"]), set(seen["left"])
@@ -799,11 +814,11 @@ def count(
     kind_of = {number: " ".join(words[1:]) for number, words in notes("sent-bad")}
     kept = {number for number in bad if number in letters and letters[number][0] == bad[number]}
     gone = bad.keys() - letters.keys() - left - set(seen["told"])
-    stood, alone = repeated(side, redis_died, spans(side, "executed", numbers))
+    stood, alone = repeated(side, redis_died, spans(side, "executed", numbers), sent_at)
     chords = dict(notes("sent-chord"))
     open_chords = [number for number, (state, *_) in chords.items() if seen["chords"].get(str(number)) != state]
     bodies = spans(side, "bodies", numbers)
-    extra = repeated(side, redis_died, bodies)[1]
+    extra = repeated(side, redis_died, bodies, {})[1]
     extra += [body.number for body in bodies if chords.get(body.number, [""])[0] != "SUCCESS"]
     foreign = [number for number, _ in notes("foreign")]
     row = Row(
