@@ -716,20 +716,46 @@ def test_message_wakes_one_of_many_consumers(broker):
     assert (_asked(broker) - before) / 10 < 20
 
 
-def test_another_consumer_watches_when_the_watcher_is_gone(broker, monkeypatch):
-    monkeypatch.setattr(transport, "_LOOK_SECONDS", 1.0)
+@pytest.mark.parametrize("way", ["paused", "cut off"])
+def test_another_consumer_takes_the_watch_when_the_watcher_leaves_a_message(broker, monkeypatch, way):
+    monkeypatch.setattr(transport, "_LOOK_SECONDS", 60.0)
     readers = [Reader(broker.connect("atomic")) for _ in range(2)]
     for _ in range(3):
         for reader in readers:
             reader.drain(0.1)
     watcher, other = sorted(readers, key=lambda reader: not reader.channel._watching)
     assert (watcher.channel._watching, other.channel._watching) == (True, False)
-    # Nobody reads what its socket says any more.
+    if way == "cut off":
+        watcher.channel.client.connection._sock.shutdown(socket.SHUT_RDWR)
+    # Nobody reads what the socket of the watcher says any more.
     broker.send([1])
-    assert other.read(1, timeout=5) == [1]
+    assert other.read(1, timeout=20) == [1]
     other.messages[0].ack()
+    other.drain(0.5)
+    assert other.channel._watching
     broker.send([2])
-    assert other.read(2, timeout=5) == [1, 2]
+    assert other.read(2, timeout=20) == [1, 2]
+
+
+def test_one_consumer_watches_after_a_paused_one_is_back(broker, monkeypatch):
+    monkeypatch.setattr(transport, "_LOOK_SECONDS", 1.0)
+    readers = [Reader(broker.connect("atomic")) for _ in range(2)]
+    for reader in (*readers, *readers):
+        reader.drain(0.1)
+    watcher, other = sorted(readers, key=lambda reader: not reader.channel._watching)
+    broker.send([1])
+    assert other.read(1, timeout=20) == [1]
+    end = time.monotonic() + 20
+    while sum(reader.channel._watching for reader in readers) != 1 and time.monotonic() < end:
+        for reader in readers:
+            reader.drain(0.3)
+    assert [reader.channel._watching for reader in (watcher, other)].count(True) == 1
+    broker.send([2, 3])
+    end = time.monotonic() + 20
+    while sum(len(reader.messages) for reader in readers) < 3 and time.monotonic() < end:
+        for reader in readers:
+            reader.drain(0.3)
+    assert sorted(message.decode() for reader in readers for message in reader.messages) == [1, 2, 3]
 
 
 def test_consumer_that_stops_hands_the_watch_over(broker, monkeypatch):

@@ -13,7 +13,7 @@ command of its own before waiting. It needs no setting of the server and works w
 If all idle workers were told of each message, a message would cost as many takes as there are workers. So one of those
 that read the same queues has the *watch*, and the others wait for it with BRPOP, which costs nothing and wakes one of
 them in turn. The script that takes a message hands the watch over in the same step. No message is in it, so a watcher
-that dies delays messages by a look of the others, and loses none.
+that dies or is paused delays one message by a look of the others, who then take the watch from it, and loses none.
 
 Everything else is kombu's: keys, formats, priorities, fanout, remote control, so that producers and consumers with
 stock kombu work on the same queues at the same time. Method names with ``brpop`` are kombu's hooks.
@@ -67,6 +67,8 @@ _RESTORE_SECONDS = 0.25
 _GRACE_SECONDS = 15.0
 # A connection that is told of changes looks all the same, and so finds out that it is half open.
 _LOOK_SECONDS = 5.0
+# Who waits for the watch looks so often whether whoever has it takes the messages.
+_WAIT_SECONDS = 2.0
 # The watch of a worker that has died or was paused is free after so many looks that it has missed.
 _MISSED_LOOKS = 2.5
 # In vain: so often in a row it is asked for messages at once. Clients of other databases wake a watcher, too.
@@ -270,6 +272,8 @@ class Channel(stock.Channel):
     _next = "take"
     # This channel has the watch of the queues that it has asked for.
     _watching = False
+    # Another one has the watch, and has left messages in their queues.
+    _ousts = False
     _watcher = ""
     _vain = 0
     _asked_count = 0
@@ -343,7 +347,7 @@ class Channel(stock.Channel):
         acknowledged = "".join("01"[self.ack_emulation and queue not in self._unacknowledged] for queue in queues)
         rotate = int(type(self._queue_cycle) is round_robin_cycle)
         # Only a connection that is told of changes can watch.
-        watch = ("give" if self._watching else "ask") if self._told else ""
+        watch = ("give" if self._watching else "oust" if self._ousts else "ask") if self._told else ""
         take = INCARNATION.next_take()
         return keys, [most, rotate, acknowledged, take, watch, self._watcher, _watch_seconds(), *map(dumps, queues)]
 
@@ -396,11 +400,12 @@ class Channel(stock.Channel):
     def _send_wait(self, connection: Any) -> None:
         """Wait for the watch."""
         watch, _ = self._asked_watch()
-        self._ask(connection, "wait", ("BRPOP", watch, _LOOK_SECONDS))
+        self._ask(connection, "wait", ("BRPOP", watch, _WAIT_SECONDS))
 
     def _send_check(self, connection: Any) -> None:
         """Ask whether there are messages, and whether anybody watches."""
-        self._ask(connection, "check", ("EXISTS", *self._asked_lists()), ("EXISTS", *self._asked_watch()))
+        # One command for both: a key counts as often as it is named.
+        self._ask(connection, "check", ("EXISTS", *self._asked_lists() * 3, *self._asked_watch()))
 
     def _asked_lists(self) -> list[str]:
         return [self.global_keyprefix + key for key in self._lists(self._asked_queues)]
@@ -466,7 +471,7 @@ class Channel(stock.Channel):
         if self._asked:
             patience = self.health_check_interval
             if patience and self._asked == "wait":
-                patience += _LOOK_SECONDS
+                patience += _WAIT_SECONDS
             if patience and now - self._asked_at > patience and not _readable(connection._sock):
                 logger.warning("Redis has not answered for %.0f s; dropping the connection", now - self._asked_at)
                 connection.disconnect()
@@ -611,7 +616,8 @@ class Channel(stock.Channel):
             self._watching = replies[0] is not None
             self._next = "look" if self._watching else "check"
         elif asked == "check":
-            messages, watched = replies
+            messages, watched = divmod(replies[0], 3)
+            self._ousts = bool(messages and watched)
             self._next = "take" if messages or not watched else "wait"
         else:
             self._vain += 1
@@ -634,7 +640,7 @@ class Channel(stock.Channel):
         if not self._told:
             self._in_poll, self._idle_since = connection, monotonic()
             return False
-        self._watching = self._watching or bool(reply)
+        self._watching, self._ousts = self._watching or bool(reply), False
         self._next = "look" if self._watching else "wait"
         return False
 

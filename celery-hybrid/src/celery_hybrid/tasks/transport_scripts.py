@@ -24,8 +24,8 @@ TAKE = """
 -- KEYS: unacked, its index, the list for what is not a message, the number of the last run, the list where the watch of
 --       these queues is handed over, who has it, then the lists of all queues for each priority.
 -- ARGV: how many at most; 1 when a queue goes last after it gave; a 1 for each queue that is acknowledged, else 0;
---       the claim; 'give' the watch when something is found, 'ask' for it when not, or neither; who asks; seconds that
---       the watch is kept for who has it; the name of each queue in JSON.
+--       the claim; 'give' the watch when something is found, 'ask' for it when not, 'oust' who has it, or none of these;
+--       who asks; seconds that the watch is kept for who has it; the name of each queue in JSON.
 -- Returns the number of the first run (the next one's is greater by one, and so on), 1 when there are more messages,
 -- then for each message the number of its queue, the name of its claim and its text; no name: it is not a message.
 -- Without messages it returns 1 when the watch is given to who asks, else nothing.
@@ -128,8 +128,9 @@ for first = 6, #KEYS - queues, queues do
 end
 if #taken == 0 then
     if failure then return failure end
-    if watch ~= 'ask' then return {} end
+    if watch ~= 'ask' and watch ~= 'oust' then return {} end
     if type(redis.pcall('RPOP', KEYS[5])) == 'string' then return {1} end
+    if watch == 'oust' then redis.pcall('DEL', KEYS[6]) end
     local set = redis.pcall('SET', KEYS[6], ARGV[6], 'NX', 'EX', ARGV[7])
     if type(set) == 'table' and set.ok or redis.pcall('GET', KEYS[6]) == ARGV[6] then return {1} end
     return {}
