@@ -24,7 +24,7 @@ TAKE = """
 -- KEYS: unacked, its index, the list for what is not a message, the number of the last run, the list where the watch of
 --       these queues is handed over, who has it, then the lists of all queues for each priority.
 -- ARGV: how many at most; 1 when a queue goes last after it gave; a 1 for each queue that is acknowledged, else 0;
---       the claim; 'give' the watch when something is found, 'ask' for it when not, 'oust' who has it, or none of these;
+--       the claim; 'give' the watch when something is found, 'ask' for it when not, 'oust' who has it, or nothing;
 --       who asks; seconds that the watch is kept for who has it; the name of each queue in JSON.
 -- Returns the number of the first run (the next one's is greater by one, and so on), 1 when there are more messages,
 -- then for each message the number of its queue, the name of its claim and its text; no name: it is not a message.
