@@ -220,7 +220,11 @@ class MemoryCounter:
             chord = self._memory.chords.get(group_id)
             if chord is None:
                 return Chord(self._ended(group_id))
-            return Chord(COMPLETE if chord.complete else OPEN, dict(chord.parts), chord.size, chord.shape)
+            state = COMPLETE if chord.complete else OPEN
+            return Chord(state, dict(chord.parts), chord.size, chord.shape, added=frozenset(chord.added))
+
+    def excuse(self, group_id: str) -> None:
+        """Attempts are not counted."""
 
     def capture(self) -> contextlib.AbstractContextManager[list[Command]]:
         """Collect nothing: the body is sent at once."""
@@ -309,6 +313,10 @@ class MemoryArchive(Archive):
         """Return the records that hold for those tasks that have one."""
         found = self._memory.outcomes([(RESULT, task_id) for task_id in task_ids], self._expires)
         return {key[1]: record for key, record in found.items()}
+
+    def ends_ago(self, task_ids: Collection[str], seconds: float, timeout: float) -> Ends:  # noqa: ARG002 - all is read
+        """Return that no end is known."""
+        return Ends(0.0, {})
 
     def close(self) -> None:
         """There is nothing to close."""

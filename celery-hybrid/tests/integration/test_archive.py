@@ -20,6 +20,7 @@ from celery_hybrid.rabbitmq.connection import Servers
 from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.records import RESULT, Record
 from celery_hybrid.results import topology
+from celery_hybrid.results.index import Known
 
 pytestmark = pytest.mark.integration
 
@@ -331,6 +332,19 @@ def test_a_worker_reads_only_what_it_is_asked_for(in_process):
         "answer = [sum(p.next_offset is not None for p in archive._partitions), archive._warming is not None]"
     )
     assert answer == [1, False]
+
+
+def test_results_of_lately_are_found_without_reading_what_is_older(app, make_app, partitions):
+    old, new = ids_of_partition(0, 2, partitions)
+    app.backend.store_result(old, "old", states.SUCCESS)
+    time.sleep(3)  # RabbitMQ keeps the time in seconds
+    app.backend.store_result(new, "new", states.SUCCESS)
+    store = make_app().backend.store
+    assert set(store.results_of([new], 1, timeout=20)) == {new}
+    assert not store.archive._partitions[0].complete
+    assert store.archive.index.find((RESULT, old), 0, {}) == Known(None)
+    # As when this host's clock is ahead.
+    assert set(store.results_of([old, new], -60, timeout=20)) == {old, new}
 
 
 def test_a_fork_while_reading_ahead(in_process):

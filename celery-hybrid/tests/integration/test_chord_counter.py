@@ -154,3 +154,14 @@ def test_abandoned_chord_is_given_to_one_sweeper(counter, group_id, server):
     server.zadd(CHORDS_READY, {group_id: seconds - 31})
     assert (group_id, ORIGIN) in counter.abandoned()
     assert group_id not in dict(counter.abandoned())
+
+
+def test_attempt_that_is_excused_does_not_count(counter, group_id, server):
+    counter.resize(group_id, 1)
+    assert ended(counter, group_id, "a") == COMPLETE
+    assert [counter.load(group_id).tries for _ in range(2)] == [1, 2]
+    counter.excuse(group_id)
+    assert counter.load(group_id).tries == 2
+    assert counter.finish(group_id, [])
+    counter.excuse(group_id)
+    assert server.hgetall(CHORD_PREFIX + group_id) == {"done": "1"}

@@ -468,6 +468,33 @@ class Archive:
             self._warm()
         return {key[1]: record for key, record in found.items() if record.kind != FORGET}
 
+    def ends_ago(self, task_ids: Collection[str], seconds: float, timeout: float) -> Ends:
+        """Return where the partitions of tasks ended some time ago, by RabbitMQ's times and this host's clock.
+
+        Raises:
+            ResultStoreUnreachableError: RabbitMQ does not answer in time.
+            ResultStoreError: RabbitMQ refuses it.
+        """
+        at = time.monotonic()
+        deadline = at + min(timeout, self._options.lookup_timeout)
+        start = datetime.datetime.fromtimestamp(max(0.0, time.time() - seconds), tz=datetime.UTC)
+        places: dict[int, tuple[int, int]] = {}
+        with self._asked():
+            for number in {partition_of(task_id, self._options.partitions) for task_id in task_ids}:
+                partition = self._partitions[number]
+                if partition.complete and partition.next_offset is not None:
+                    continue  # all of it was read
+                first = self._exclusively(partial(self._first_after, partition, start, deadline), deadline)
+                if first is not None:
+                    places[number] = first.offset, first.fingerprint
+        return Ends(at, places)
+
+    def _first_after(self, partition: Partition, start: datetime.datetime, deadline: float) -> Delivery | None:
+        self._open(deadline)
+        reader = Reader(self._wire, self._picker, partition.stream, start)
+        reader.wait(min(deadline, time.monotonic() + _EMPTY))
+        return next(iter(reader.stop()), None)
+
     def outcomes(self, keys: list[Key]) -> dict[Key, Record]:
         """Return what holds for tasks and groups, as :meth:`results` does; a tombstone for one that was forgotten."""
         return self._look_up(keys)

@@ -52,6 +52,8 @@ BRIEF, _THREAD_PATIENCE = 1.0, 10.0
 #: Seconds in which a result that is in no stream yet may come from the outbox of its host.
 _OUTBOX_PATIENCE = 3600
 _LOOKUP_SECONDS = 5.0
+#: Seconds before its count in which the result of a task has been stored, unless Redis was away or a clock is wrong.
+_STORED_BEFORE_COUNTED = 600
 #: A body that could not be sent so often fails.
 _MOST_TRIES = 5
 #: Characters of an error; a longer one might be larger than a record may be.
@@ -60,6 +62,10 @@ _MOST_OF_ERROR = 64 * 1024
 
 class _LaterError(Exception):
     """The chord cannot be finished now; the next sweep tries again."""
+
+
+class _MissingError(_LaterError):
+    """A server, or a result that is in another host's outbox, is away for now: the body is not at fault."""
 
 
 class Chords:
@@ -182,6 +188,9 @@ class Chords:
                     self._finish(group_id, chord, signature, own)
         except _LaterError as exc:
             logger.warning("The body of chord %s is sent later: %s", group_id, exc)
+            if isinstance(exc, _MissingError):
+                with contextlib.suppress(OperationalError):
+                    self.counter.excuse(group_id)
 
     def _body(self, group_id: str, chord: Chord) -> Any:
         try:
@@ -207,7 +216,7 @@ class Chords:
             try:
                 body.delay(results)
             except OperationalError as exc:
-                raise _LaterError(repr(exc)) from exc
+                raise _MissingError(repr(exc)) from exc
             except Exception as exc:
                 logger.exception("The body of chord %s could not be sent.", group_id)
                 error = ChordError(f"Callback error: {exc!r}")
@@ -224,7 +233,7 @@ class Chords:
             try:
                 self._fail(body, error)
             except (OperationalError, ResultStoreUnreachableError) as exc:
-                raise _LaterError(repr(exc)) from exc
+                raise _MissingError(repr(exc)) from exc
         self._send(group_id, commands)
 
     def _give_up(self, group_id: str, body: Any, tries: int) -> None:
@@ -238,7 +247,7 @@ class Chords:
         try:
             self.counter.finish(group_id, commands)
         except OperationalError as exc:
-            raise _LaterError(repr(exc)) from exc
+            raise _MissingError(repr(exc)) from exc
         except Exception as exc:
             # A queue that is no list, or one that this user may not write to.
             raise _LaterError(f"Redis refuses it: {exc}") from exc
@@ -288,14 +297,17 @@ class Chords:
             raise ChordError(f"Join error: only {len(chord.parts)} of {size} tasks of the header have ended in time")
         parts = {**chord.parts, own.task_id: own} if own is not None and own.task_id in chord.parts else chord.parts
         if chord.shape is None:
-            # The header's own order; tasks that were added come behind, as they arrived.
-            ordered = sorted(parts.values(), key=lambda part: float("inf") if part.index is None else part.index)
-            metas = self._metas([part.task_id for part in ordered], parts, chord.age)
+            # The header's own order; tasks that were added have the place of the one that added them.
+            ordered = sorted(
+                parts.values(),
+                key=lambda part: (float("inf") if part.index is None else part.index, part.task_id in chord.added),
+            )
+            metas = self._metas([part.task_id for part in ordered], parts, chord)
             return [_value(self.backend, part.task_id, metas[part.task_id]) for part in ordered]
-        metas = self._metas(list(_ids(chord.shape)), parts, chord.age)
+        metas = self._metas(list(_ids(chord.shape)), parts, chord)
         return _shaped(chord.shape, lambda task_id: _propagated(self.backend, metas[task_id]))
 
-    def _metas(self, task_ids: list[str], parts: dict[str, Part], age: float) -> dict[str, Any]:
+    def _metas(self, task_ids: list[str], parts: dict[str, Part], chord: Chord) -> dict[str, Any]:
         metas: dict[str, Any] = {}
         missing = []
         for task_id in task_ids:
@@ -305,7 +317,7 @@ class Chords:
             else:
                 metas[task_id] = self._decoded(part)
         if missing:
-            metas |= self._stored(missing, age)
+            metas |= self._stored(missing, chord)
         return metas
 
     def _decoded(self, part: Part) -> Any:
@@ -317,14 +329,15 @@ class Chords:
             self.backend.store.refusals.refuse(record, exc)
             raise ChordError(f"Join error: the result of task {part.task_id} is refused: {exc}") from None
 
-    def _stored(self, task_ids: list[str], age: float) -> dict[str, Any]:
+    def _stored(self, task_ids: list[str], chord: Chord) -> dict[str, Any]:
+        lately = chord.open_for + _STORED_BEFORE_COUNTED
         try:
-            records = self.backend.store.results(task_ids, timeout=_LOOKUP_SECONDS)
+            records = self.backend.store.results_of(task_ids, lately, timeout=_LOOKUP_SECONDS)
         except ResultStoreUnreachableError as exc:
-            raise _LaterError(str(exc)) from exc
+            raise _MissingError(str(exc)) from exc
         missing = [task_id for task_id in task_ids if task_id not in records]
-        if missing and age < _OUTBOX_PATIENCE:
-            raise _LaterError(f"the result of task {missing[0]} is not in RabbitMQ yet")
+        if missing and chord.age < _OUTBOX_PATIENCE:
+            raise _MissingError(f"the result of task {missing[0]} is not in RabbitMQ yet")
         if missing:
             raise ChordError(f"Join error: the result of task {missing[0]} is not in RabbitMQ")
         found = {}

@@ -165,6 +165,16 @@ class Store:
         found = look(list(ends), since=min(ends.values(), key=lambda each: each.at)) if ends else {}
         return found | (look(unknown) if unknown else {})
 
+    def results_of(self, task_ids: Collection[str], seconds: float, timeout: float) -> dict[str, Record]:
+        """Return what the archive has of tasks that have ended in the last seconds, as :meth:`results` does.
+
+        That is read first, and all the archive only when something is missing: this host's clock may be wrong.
+        """
+        since = self.archive.ends_ago(task_ids, seconds, timeout)
+        found = self.archive.results(task_ids, timeout=timeout, since=since)
+        missing = [task_id for task_id in task_ids if task_id not in found]
+        return found | (self.results(missing, timeout=timeout) if missing else {})
+
     def published(self, sender: Any = None, headers: Any = None, body: Any = None, **_: Any) -> None:  # noqa: ARG002
         """Note the tasks that others will send when one that was sent from here has ended: of its chain and chord."""
         task_id = headers.get("id") if isinstance(headers, dict) else None

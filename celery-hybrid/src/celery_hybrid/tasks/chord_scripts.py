@@ -145,6 +145,13 @@ return {state, tries, text(at - tonumber(known[5] or at)), redis.call('HGETALL',
 """
 )
 
+EXCUSE = """
+-- Takes back an attempt to finish a chord.
+-- KEYS: the chord.
+redis.call('HDEL', KEYS[1], '')
+if redis.call('HEXISTS', KEYS[1], 'tries') == 1 then redis.call('HINCRBY', KEYS[1], 'tries', -1) end
+"""
+
 FINISH = """
 -- Sends the body of a chord and marks the chord as done, in one step. Returns 1, or 0 when it was done or is gone.
 -- KEYS: the chord, the ready ones, the open ones, then those that the commands write.

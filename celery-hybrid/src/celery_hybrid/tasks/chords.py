@@ -25,7 +25,7 @@ from kombu.utils.json import dumps
 
 from celery_hybrid.names import CHORD_PREFIX, CHORDS_OPEN, CHORDS_READY
 from celery_hybrid.processes import must_not_wait, runs_tasks
-from celery_hybrid.tasks.chord_scripts import ADOPT, FINISH, GROW, LOAD, PART, STATE, SWEEP
+from celery_hybrid.tasks.chord_scripts import ADOPT, EXCUSE, FINISH, GROW, LOAD, PART, STATE, SWEEP
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +101,8 @@ class Chord:
         origin: what the body inherits from the task that was counted last.
         tries: how often it was tried to finish it, this time included.
         age: seconds since the last part was counted.
+        open_for: seconds since the first one was.
+        added: ids of the tasks that were added to the header (``Task.add_to_chord``).
     """
 
     state: str
@@ -111,6 +113,8 @@ class Chord:
     origin: dict[str, Any] = field(default_factory=dict)
     tries: int = 1
     age: float = 0.0
+    open_for: float = 0.0
+    added: frozenset[str] = frozenset()
 
 
 class Counter(Protocol):
@@ -138,6 +142,9 @@ class Counter(Protocol):
 
     def load(self, group_id: str) -> Chord:
         """Return what there is to finish."""
+
+    def excuse(self, group_id: str) -> None:
+        """Take back that :meth:`load` counted an attempt to finish a chord: it is not to blame."""
 
     def capture(self) -> contextlib.AbstractContextManager[list[Command]]:
         """Collect what this thread sends to the broker instead of sending it."""
@@ -275,6 +282,10 @@ class RedisCounter:
 
         return bool(self._run(finish))
 
+    def excuse(self, group_id: str) -> None:
+        """Take back that :meth:`load` counted an attempt to finish a chord: it is not to blame."""
+        self._call(EXCUSE, [CHORD_PREFIX + group_id], [])
+
     # Reading
 
     def state(self, group_id: str, task_id: str) -> tuple[str, str | None]:
@@ -288,6 +299,7 @@ class RedisCounter:
         found = dict(zip((bytes_to_str(name) for name in flat[::2]), flat[1::2], strict=True))
         size = int(found["size"]) + int(found.get("growth", 0)) if "size" in found else None
         parts = {name[2:]: Part.from_bytes(name[2:], value) for name, value in found.items() if name.startswith("p:")}
+        length = float(found["full"]) - float(found["since"]) if "full" in found and "since" in found else 0.0
         return Chord(
             bytes_to_str(state),
             parts,
@@ -297,6 +309,8 @@ class RedisCounter:
             json.loads(found.get("origin") or b"{}"),
             int(tries),
             float(age),
+            float(age) + length,
+            frozenset(name[2:] for name in found if name.startswith("g:")),
         )
 
     def abandoned(self) -> list[tuple[str, dict[str, Any]]]:
@@ -403,9 +417,12 @@ class RedisCounter:
             kombu.exceptions.OperationalError: Redis is away, and this is no task.
             redis.exceptions.ResponseError: Redis refuses it.
         """
+        from kombu.exceptions import OperationalError
         from redis import Redis
         from redis.exceptions import ResponseError
 
+        # kombu makes an OperationalError of what ends an attempt to connect.
+        lost = (OperationalError, *self._app.connection_for_write().recoverable_connection_errors)
         pause = _FIRST_PAUSE
         waits = patient and self._brief is None and runs_tasks() and not must_not_wait()
         policy = self._app.conf.task_publish_retry_policy or {}
@@ -418,14 +435,12 @@ class RedisCounter:
                 if not str(exc).startswith(_FOR_NOW):
                     raise
                 error: Exception = exc
-            except self._app.connection_for_write().recoverable_connection_errors as exc:
+            except lost as exc:
                 if isinstance(exc, KeyError):
                     raise
                 error = exc
             self._drop()
             if not waits and not left:
-                from kombu.exceptions import OperationalError
-
                 raise OperationalError(str(error)) from error
             left -= 1
             logger.log(
