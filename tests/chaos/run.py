@@ -263,6 +263,8 @@ class Side:
             "XDG_STATE_HOME": str(STATE_HOME / name),
         }
         self._environment: dict[str, str] = {}
+        self._log = CACHE / f"{name}.log"
+        self._ready_before = 0
         self._broker = ("", 0)
         self._died: dict[int, float] = {}
         self._pids: dict[int, int] = {}
@@ -294,7 +296,8 @@ class Side:
         self.deaths.clear()
         self.pauses.clear()
         environment = {**self._common, **self._servers.environment("worker", *self._broker)}
-        log = CACHE / f"{self.name}.log"
+        log = self._log
+        self._ready_before = self._ready()
         if apart:
             self.proxy = Proxy(self._servers.address, int(AMQP_PORT))
         for place in range(WORKERS):
@@ -303,6 +306,14 @@ class Side:
             own = {**environment, **(self._apart(environment) if self.proxy and place == 0 else {})}
             self.workers.append(Worker([self._programs / "celery", *command], own, log, HERE))
         self.ensure()
+
+    def _ready(self) -> int:
+        """Return how often a worker said that it is ready."""
+        return self._log.read_text().count("@chaos ready.") if self._log.exists() else 0
+
+    def is_ready(self) -> bool:
+        """Return whether all workers of this phase have become ready."""
+        return self._ready() - self._ready_before >= WORKERS
 
     def _apart(self, environment: dict[str, str]) -> dict[str, str]:
         """Return the settings of a worker on a host of its own."""
@@ -979,6 +990,7 @@ class Run:
                 side.start(number, queue, phase.visibility, apart="cut_off_host" in phase.faults)
             if "fill_disk" in phase.faults:
                 stack.enter_context(self.faults.small_disk())
+            self.wait_until_ready()
             senders = self.clients(stack, "send", phase.load(first))
             self.wait_for(first)
             begun = time.monotonic()
@@ -1019,6 +1031,14 @@ class Run:
         """Return the faults of a phase, all of them before one comes again, each time in another order."""
         while phase.faults:
             yield from self.faults.dice.sample(phase.faults, len(phase.faults))
+
+    def wait_until_ready(self) -> None:
+        """Wait until all workers are there: a fault that meets one that has nothing yet shows nothing."""
+        end = time.monotonic() + 60
+        while not all(side.is_ready() for side in self.faults.sides):
+            if time.monotonic() > end:
+                raise SystemExit(f"The workers do not become ready; see their logs in {CACHE}.")
+            self.faults.hold(0.2)
 
     def wait_for(self, first: int) -> None:
         """Wait until the workers of each side are at work; those that have just started would be no match."""
