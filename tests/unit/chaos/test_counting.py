@@ -1,0 +1,70 @@
+"""The chaos suite: what counts as begun twice while nobody died."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+FILE = Path(__file__).resolve().parents[2] / "chaos" / "run.py"
+WORKER, CHILD = 10, 11
+OTHER, OTHERS_CHILD = 20, 21
+
+
+@pytest.fixture(scope="module")
+def chaos() -> Any:
+    spec = importlib.util.spec_from_file_location("chaos_run", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def side(**options: Any) -> Any:
+    return SimpleNamespace(**{"deaths": [], "pauses": [], **options})
+
+
+def runs(chaos: Any, retries: int = 0) -> list[Any]:
+    """Return a run from 100 to 101 on a worker, and one from 110 on another."""
+    return [
+        chaos.Span(1, 0, CHILD, WORKER, 100.0, 101.0),
+        chaos.Span(1, retries, OTHERS_CHILD, OTHER, 110.0, 111.0),
+    ]
+
+
+def test_second_run_counts_when_nobody_died(chaos: Any) -> None:
+    assert chaos.repeated(side(), [], runs(chaos), {1: 99.0}) == ([], [1])
+
+
+def test_own_retry_of_a_task_does_not_count(chaos: Any) -> None:
+    assert chaos.repeated(side(), [], runs(chaos, retries=1), {1: 99.0}) == ([], [])
+
+
+@pytest.mark.parametrize("pid", [WORKER, CHILD])
+def test_second_run_is_excused_when_its_first_worker_died_in_between(chaos: Any, pid: int) -> None:
+    assert chaos.repeated(side(deaths=[(pid, 105.0)]), [], runs(chaos), {1: 99.0}) == ([], [])
+
+
+@pytest.mark.parametrize("death", [(OTHER, 105.0), (WORKER, 90.0), (WORKER, 120.0)])
+def test_death_of_another_or_at_another_time_is_no_excuse(chaos: Any, death: tuple[int, float]) -> None:
+    assert chaos.repeated(side(deaths=[death]), [], runs(chaos), {1: 99.0}) == ([], [1])
+
+
+@pytest.mark.parametrize(("at", "alone"), [(98.0, [1]), (99.5, []), (105.0, []), (120.0, [1])])
+def test_death_of_redis_is_an_excuse_from_the_moment_of_sending(chaos: Any, at: float, alone: list[int]) -> None:
+    assert chaos.repeated(side(), [at], runs(chaos), {1: 99.0}) == ([], alone)
+
+
+def test_run_that_a_pause_held_up_stood(chaos: Any) -> None:
+    assert chaos.repeated(side(pauses=[(CHILD, 100.5, 109.0)]), [], runs(chaos), {1: 99.0}) == ([1], [])
+
+
+@pytest.mark.parametrize("pause", [(CHILD, 90.0, 99.0), (CHILD, 102.0, 109.0), (OTHERS_CHILD, 100.5, 109.0)])
+def test_pause_before_or_behind_a_run_or_of_another_is_no_excuse(chaos: Any, pause: tuple[int, float, float]) -> None:
+    assert chaos.repeated(side(pauses=[pause]), [], runs(chaos), {1: 99.0}) == ([], [1])
