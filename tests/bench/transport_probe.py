@@ -213,23 +213,71 @@ def consumers(url: str, kind: str, count: int) -> Iterator[None]:
             os.waitpid(child, 0)
 
 
-def cost(url: str, kind: str, waiting: int, count: int, seconds: float) -> tuple[float, float]:
-    """Return commands for each message, while so many consumers wait; and those of an idle one in a second."""
+@contextlib.contextmanager
+def workers(url: str, kind: str, count: int) -> Iterator[None]:
+    """Run workers that send events, each in a process of its own that runs the tasks as well."""
+    from celery.signals import worker_ready
+
+    read_end, write_end = os.pipe()
+    children = []
+    for number in range(count):
+        child = os.fork()
+        if child == 0:
+            try:
+                # The banner is no row.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                worker_ready.connect(lambda **_: os.write(write_end, b"."), weak=False)
+                alone = ("--without-mingle", "--without-gossip", "--without-heartbeat")
+                name = f"bench-{number}@bench"
+                _app(url, kind).worker_main(  # type: ignore[attr-defined]
+                    ["worker", "-P", "solo", "-E", "-Q", "bench", "-n", name, "-l", "ERROR", *alone]
+                )
+            finally:
+                os._exit(1)
+        children.append(child)
+    try:
+        ready = 0
+        while ready < count:
+            ready += len(os.read(read_end, count))
+        yield
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        os.close(read_end)
+        os.close(write_end)
+
+
+Run = Callable[[str, str, int], contextlib.AbstractContextManager[None]]
+
+
+def cost(run: Run, url: str, kind: str, waiting: int, count: int, seconds: float) -> tuple[float, float]:
+    """Return commands for each message or task, while so many wait; and those of an idle one in a second."""
     empty(url)
     client = redis.Redis.from_url(url)
-    with consumers(url, kind, waiting), connect(url, "stock") as connection:
+    app = _app(url, "stock")
+    with run(url, kind, waiting), connect(url, "stock") as connection:
         producer = connection.Producer(serializer="json")
-        producer.publish(BODY, routing_key="bench")
+
+        def send() -> None:
+            if run is workers:
+                app.send_task("bench.nothing", queue="bench", producer=producer)  # type: ignore[attr-defined]
+            else:
+                producer.publish(BODY, routing_key="bench")
+
+        send()
         time.sleep(10)
         before, begin = calls(client), time.monotonic()
         time.sleep(seconds)
         rate = (calls(client) - before) / (time.monotonic() - begin)
         before, begin = calls(client), time.monotonic()
         for _ in range(count):
-            producer.publish(BODY, routing_key="bench")
+            send()
             time.sleep(random.uniform(0.05, 0.15))  # noqa: S311
         while client.llen("bench") + client.hlen("unacked"):
             time.sleep(0.1)
+        # The last events.
+        time.sleep(1)
         used = calls(client) - before - rate * (time.monotonic() - begin)
     client.close()
     return used / count, rate / waiting
@@ -250,7 +298,7 @@ def _app(url: str, kind: str) -> object:
         broker_connection_retry_on_startup=True,
     )
 
-    @app.task(name="bench.nothing")
+    @app.task(name="bench.nothing", shared=False)
     def nothing() -> None:
         pass
 
@@ -291,9 +339,10 @@ def main(url: str, *, quick: bool) -> None:
         ours, stock = (sorted(delays[kind])[int(len(delays[kind]) * share)] for kind in KINDS)
         row(f"latency of an idle queue, {name}", (ours, stock), "ms")
     for waiting in (1, 50):
-        found = {kind: cost(url, kind, waiting, 100 // part, 30 / part) for kind in KINDS}
-        row(f"commands for a message, {waiting} idle consumers", (found["ours"][0], found["stock"][0]), "commands")
-    row("commands of each of 50 idle consumers", (found["ours"][1], found["stock"][1]), "commands/s")
+        for run, what, who in ((consumers, "message", "consumers"), (workers, "task with events", "workers")):
+            found = {kind: cost(run, url, kind, waiting, 100 // part, 30 / part) for kind in KINDS}
+            row(f"commands for a {what}, {waiting} idle {who}", (found["ours"][0], found["stock"][0]), "commands")
+    row("commands of each of 50 idle workers", (found["ours"][1], found["stock"][1]), "commands/s")
     row("commands of an idle worker", compared(1, lambda kind: idle(url, kind, 30 / part)), "commands/s")
 
 

@@ -758,6 +758,19 @@ def test_one_consumer_watches_after_a_paused_one_is_back(broker, monkeypatch):
     assert sorted(message.decode() for reader in readers for message in reader.messages) == [1, 2, 3]
 
 
+def test_consumer_that_has_lost_the_watch_does_not_hand_it_over(broker):
+    reader = Reader(broker.connect("atomic"))
+    reader.drain(0.5)
+    assert reader.channel._watching
+    watch, watcher = map(broker.key, reader.channel._watch(["q"]))
+    broker.redis.set(watcher, "another")
+    broker.send([1])
+    assert reader.read(1) == [1]
+    reader.drain(0.5)
+    assert not reader.channel._watching
+    assert not broker.redis.exists(watch)
+
+
 def test_consumer_that_stops_hands_the_watch_over(broker, monkeypatch):
     monkeypatch.setattr(transport, "_LOOK_SECONDS", 30.0)
     readers = [Reader(broker.connect("atomic")) for _ in range(2)]

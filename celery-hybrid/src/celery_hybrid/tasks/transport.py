@@ -69,6 +69,7 @@ _GRACE_SECONDS = 15.0
 _LOOK_SECONDS = 5.0
 # Who waits for the watch looks so often whether whoever has it takes the messages.
 _WAIT_SECONDS = 2.0
+_LEFT_SECONDS = 0.2
 # The watch of a worker that has died or was paused is free after so many looks that it has missed.
 _MISSED_LOOKS = 2.5
 # In vain: so often in a row it is asked for messages at once. Clients of other databases wake a watcher, too.
@@ -272,8 +273,8 @@ class Channel(stock.Channel):
     _next = "take"
     # This channel has the watch of the queues that it has asked for.
     _watching = False
-    # Another one has the watch, and has left messages in their queues.
-    _ousts = False
+    # Looks in a row that have found messages which another one that has the watch did not take.
+    _left = 0
     _watcher = ""
     _vain = 0
     _asked_count = 0
@@ -347,7 +348,7 @@ class Channel(stock.Channel):
         acknowledged = "".join("01"[self.ack_emulation and queue not in self._unacknowledged] for queue in queues)
         rotate = int(type(self._queue_cycle) is round_robin_cycle)
         # Only a connection that is told of changes can watch.
-        watch = ("give" if self._watching else "oust" if self._ousts else "ask") if self._told else ""
+        watch = ("give" if self._watching else "oust" if self._left > 1 else "ask") if self._told else ""
         take = INCARNATION.next_take()
         return keys, [most, rotate, acknowledged, take, watch, self._watcher, _watch_seconds(), *map(dumps, queues)]
 
@@ -400,7 +401,8 @@ class Channel(stock.Channel):
     def _send_wait(self, connection: Any) -> None:
         """Wait for the watch."""
         watch, _ = self._asked_watch()
-        self._ask(connection, "wait", ("BRPOP", watch, _WAIT_SECONDS))
+        # What has just arrived is taken meanwhile.
+        self._ask(connection, "wait", ("BRPOP", watch, _LEFT_SECONDS if self._left else _WAIT_SECONDS))
 
     def _send_check(self, connection: Any) -> None:
         """Ask whether there are messages, and whether anybody watches."""
@@ -615,10 +617,11 @@ class Channel(stock.Channel):
         elif asked == "wait":
             self._watching = replies[0] is not None
             self._next = "look" if self._watching else "check"
+            self._left *= not self._watching
         elif asked == "check":
             messages, watched = divmod(replies[0], 3)
-            self._ousts = bool(messages and watched)
-            self._next = "take" if messages or not watched else "wait"
+            self._left = self._left + 1 if messages and watched else 0
+            self._next = "take" if self._left > 1 or not watched else "wait"
         else:
             self._vain += 1
             self._next = "take" if self._vain <= _VAIN else "look"
@@ -640,7 +643,7 @@ class Channel(stock.Channel):
         if not self._told:
             self._in_poll, self._idle_since = connection, monotonic()
             return False
-        self._watching, self._ousts = self._watching or bool(reply), False
+        self._watching, self._left = bool(reply), 0
         self._next = "look" if self._watching else "wait"
         return False
 

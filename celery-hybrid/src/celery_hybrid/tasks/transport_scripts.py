@@ -28,7 +28,7 @@ TAKE = """
 --       who asks; seconds that the watch is kept for who has it; the name of each queue in JSON.
 -- Returns the number of the first run (the next one's is greater by one, and so on), 1 when there are more messages,
 -- then for each message the number of its queue, the name of its claim and its text; no name: it is not a message.
--- Without messages it returns 1 when the watch is given to who asks, else nothing.
+-- Without messages it returns 1 when who asks has the watch now, or still, else nothing.
 local wanted, rotate, acknowledged, watch = tonumber(ARGV[1]), ARGV[2] == '1', ARGV[3], ARGV[5]
 local queues = #ARGV - 7
 local order, run, now, taken, failure = {}, nil, nil, {}, nil
@@ -109,6 +109,11 @@ local function pop(list, queue)
     return false
 end
 
+local function ousted()
+    local watcher = redis.pcall('GET', KEYS[6])
+    return type(watcher) == 'string' and watcher ~= ARGV[6]
+end
+
 for first = 6, #KEYS - queues, queues do
     local empty, more = {}, true
     while more and wanted > 0 do
@@ -128,14 +133,15 @@ for first = 6, #KEYS - queues, queues do
 end
 if #taken == 0 then
     if failure then return failure end
-    if watch ~= 'ask' and watch ~= 'oust' then return {} end
+    if watch == 'give' then return ousted() and {} or {1} end
+    if watch == '' then return {} end
     if type(redis.pcall('RPOP', KEYS[5])) == 'string' then return {1} end
     if watch == 'oust' then redis.pcall('DEL', KEYS[6]) end
     local set = redis.pcall('SET', KEYS[6], ARGV[6], 'NX', 'EX', ARGV[7])
     if type(set) == 'table' and set.ok or redis.pcall('GET', KEYS[6]) == ARGV[6] then return {1} end
     return {}
 end
-if watch == 'give' then redis.pcall('LPUSH', KEYS[5], '1') end
+if watch == 'give' and not ousted() then redis.pcall('LPUSH', KEYS[5], '1') end
 local more = wanted == 0 and not failure and redis.pcall('EXISTS', unpack(KEYS, 7))
 return {run, type(more) == 'number' and more or 0, unpack(taken)}
 """
