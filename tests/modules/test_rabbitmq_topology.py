@@ -14,6 +14,7 @@ from amqp import Connection, Message
 from amqp.exceptions import NotAllowed
 from ansible_collections.celeryops.hybrid.plugins.module_utils import _rabbitmq_topology_writing as writing
 from ansible_collections.celeryops.hybrid.plugins.modules import rabbitmq_topology, rabbitmq_topology_info
+from waiting import until
 
 ODD = "a b/c'd\"e#%?ü漢"
 PASSWORD = "a pass/word with ünicode & 'quotes' 1"
@@ -81,14 +82,6 @@ def request(login, method, path):
     credentials = base64.b64encode(f"{login['username']}:{login['password']}".encode()).decode()
     asked.add_header("Authorization", f"Basic {credentials}")
     return json.loads(urllib.request.urlopen(asked, timeout=10).read() or b"null")
-
-
-def until(condition):
-    """Wait for the statistics, which are not of the moment."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
 
 
 def counted(login, vhost, name, messages):
