@@ -52,6 +52,11 @@ def test_each_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not():
     assert fires == rests == set(ALERTS)
 
 
+def test_cases_evaluate_every_group_in_the_order_of_the_rules():
+    groups = [group["name"] for group in yaml.safe_load(RULES.read_text())["groups"]]
+    assert yaml.safe_load(CASES.read_text())["group_eval_order"] == groups
+
+
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed (Debian: prometheus)")
 def test_promtool_agrees_with_every_case():
     done = subprocess.run(["promtool", "test", "rules", str(CASES)], capture_output=True, text=True, check=False)
