@@ -219,6 +219,17 @@ def test_inner_chord_that_fails_fails_the_outer_one():
         result.get(timeout=SECONDS, follow_parents=False)
 
 
+def test_errback_of_an_outer_chord_is_called_once_when_an_inner_one_fails(notes):
+    app.conf.task_allow_error_cb_on_chord_header = False
+    outer = chord([value.s(1, 2), chord([value.s(2), boom.s()], gather.s())], gather.s())
+    outer.link_error(old_errback.si("called", str(notes)))
+    with pytest.raises(ChordError):
+        outer.apply_async().get(timeout=SECONDS, follow_parents=False)
+    wait_until(lambda: lines(notes))
+    time.sleep(1)
+    assert lines(notes) == ["called"]
+
+
 def test_inner_chord_with_a_group_as_body_fails_the_outer_one():
     inner = chord([value.s(1), boom.s("bad")], group(gather.s(), gather.s()))
     result = chord([inner, value.s(2)], gather.s()).apply_async()

@@ -15,6 +15,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from celery import states
@@ -22,6 +23,7 @@ from celery._state import _task_stack, get_current_task
 from celery.app.task import Context
 from celery.canvas import group, maybe_signature
 from celery.exceptions import ChordError
+from celery.utils.functional import maybe_list
 from kombu.exceptions import OperationalError
 from kombu.serialization import dumps, loads, prepare_accept_content
 
@@ -89,7 +91,9 @@ class Chords:
         Raises:
             kombu.exceptions.OperationalError: this is no task of a worker, and the broker is away.
         """
-        part = self._part(request, status, result)
+        self._part_ended(request, self._part(request, status, result), result)
+
+    def _part_ended(self, request: Any, part: Part, result: Any) -> None:
         try:
             answer = self._count(request, part)
         except OperationalError:
@@ -101,7 +105,7 @@ class Chords:
             return
         if answer == COMPLETE:
             self.finish(request.group, request.chord, part)
-        elif answer == GONE and not self.backend.count_as_before(request, status, result):
+        elif answer == GONE and not self.backend.count_as_before(request, part.status, result):
             self._lost(request.group, request.chord)
 
     def _part(self, request: Any, status: str, result: Any) -> Part:
@@ -206,11 +210,11 @@ class Chords:
         except _LaterError:
             raise
         except ChordError as exc:
-            self._finish_badly(group_id, body, exc)
+            self._finish_badly(group_id, chord, body, exc)
             return
         except Exception as exc:
             logger.exception("The results of chord %s could not be joined.", group_id)
-            self._finish_badly(group_id, body, ChordError(f"Join error: {exc!r}"))
+            self._finish_badly(group_id, chord, body, ChordError(f"Join error: {exc!r}"))
             return
         with self.counter.capture() as commands:
             try:
@@ -223,12 +227,13 @@ class Chords:
             else:
                 error = None
         if error is not None:
-            self._finish_badly(group_id, body, error)
+            self._finish_badly(group_id, chord, body, error)
         else:
             self._send(group_id, commands)
 
-    def _finish_badly(self, group_id: str, body: Any, error: ChordError) -> None:
+    def _finish_badly(self, group_id: str, chord: Chord, body: Any, error: ChordError) -> None:
         logger.error("Chord %s has failed: %s", group_id, _shortened(error))
+        _leave_out(body, [errback for part in chord.parts.values() for errback in part.called])
         with self.counter.capture() as commands:
             try:
                 self._fail(body, error)
@@ -268,7 +273,9 @@ class Chords:
                 # Celery leaves the outer chord waiting.
                 request = Context(dict(signature), **options)
                 request.id, request.group = signature.id, options["group_id"]
-                self.backend.on_chord_part_return(request, states.FAILURE, error)
+                called = [_errback(errback) for errback in maybe_list(options.get("link_error")) or ()]
+                part = replace(self._part(request, states.FAILURE, error), called=called)
+                self._part_ended(request, part, error)
 
     def _store_error(self, body: Any, error: ChordError) -> None:
         try:
@@ -527,6 +534,17 @@ def origin_of(request: Any) -> dict[str, Any]:
         "stamped_headers": request.stamped_headers,
         "stamps": request.stamps,
     }
+
+
+def _errback(signature: Any) -> list[Any]:
+    return [signature["task"], list(signature["args"] or ()), signature["kwargs"] or {}]
+
+
+def _leave_out(body: Any, called: list[Any]) -> None:
+    """Take from a body the errbacks that an inner chord has called: Celery links those of a chord to both."""
+    for signature in leaves(body) if called else ():
+        errbacks = maybe_list(signature.options.get("link_error")) or ()
+        signature.options["link_error"] = [each for each in errbacks if _errback(each) not in called]
 
 
 def _refused(error: Exception) -> ChordError:

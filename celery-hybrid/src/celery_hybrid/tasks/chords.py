@@ -64,6 +64,7 @@ class Part:
         content_encoding: of the body.
         compression: content type of the compression, empty for none.
         by_id: whether the result is in the result store only.
+        called: the errbacks that were called for it, each as name of the task, arguments and keyword arguments.
     """
 
     task_id: str
@@ -74,18 +75,19 @@ class Part:
     content_encoding: str = ""
     compression: str = ""
     by_id: bool = False
+    called: Sequence[Any] = ()
 
     def to_bytes(self) -> bytes:
         """Return what Redis keeps: a line of JSON, and the body."""
         head = [self.index, self.status, self.content_type, self.content_encoding, self.compression, self.by_id]
-        return json.dumps(head).encode() + b"\n" + self.body
+        return json.dumps([*head, self.called]).encode() + b"\n" + self.body
 
     @classmethod
     def from_bytes(cls, task_id: str, data: bytes) -> Part:
         """Return the part that Redis keeps."""
         head, _, body = data.partition(b"\n")
-        index, status, content_type, content_encoding, compression, by_id = json.loads(head)
-        return cls(task_id, index, status, body, content_type, content_encoding, compression, by_id)
+        index, status, content_type, content_encoding, compression, by_id, called = json.loads(head)
+        return cls(task_id, index, status, body, content_type, content_encoding, compression, by_id, called)
 
 
 @dataclass(frozen=True)
