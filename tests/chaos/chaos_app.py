@@ -103,12 +103,14 @@ def act(number: int, claimed: float, seconds: float) -> None:
 
 @contextlib.contextmanager
 def noted(what: str, number: int, retries: int) -> Iterator[None]:
-    """Note that a run begins, where, and that it has ended."""
+    """Note that a run begins, where, and that it has ended: done, or asking for another run."""
     note(what, number, retries, os.getpid(), os.getppid(), f"{time.time():.3f}")
+    how = "again"
     try:
         yield
+        how = "done"
     finally:
-        note("ended", number, retries, os.getpid(), f"{time.time():.3f}")
+        note("ended", number, retries, os.getpid(), f"{time.time():.3f}", how)
 
 
 @app.task(bind=True)

@@ -697,11 +697,15 @@ COLUMNS = (
     ("refused", "refused", "delay() raised: the caller knows, and did not send it again"),
     ("executed", "executed", "different ones of those sent"),
     ("twice", "twice", "begun more than once: a worker was lost, or the task itself retried while Redis was away"),
-    ("stood", "stood", "of these, running in a worker while it was paused for too long: no claim stops what runs"),
+    (
+        "stood",
+        "stood",
+        "begun again because the first run was in a worker that was paused for too long: no claim stops what runs",
+    ),
     (
         "alone",
         "alone",
-        "runs begun twice though nobody died or stood since they were sent: no worker, no process, no Redis",
+        "begun again though nobody (worker, process, Redis) died or stood since it was sent, and no run asked for it",
     ),
     ("effects", "effects", "tasks with a side effect"),
     ("again", "again", "side effects beyond the first of a task, as the outside world sees them without its own key"),
@@ -734,7 +738,10 @@ CHORD_COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """A run of a task: what is the same when it is begun again, the processes, and from when to when."""
+    """A run of a task: what is the same when it is begun again, the processes, and from when to when.
+
+    ``again``: it ended by asking for another run, because Redis did not do what it needed.
+    """
 
     number: int
     retries: int
@@ -742,20 +749,22 @@ class Span:
     parent: int
     begun: float
     ended: float
+    again: bool
 
 
 def spans(side: Side, what: str, numbers: range) -> list[Span]:
     """Return the runs of a phase that a file notes; one without an end has died."""
-    ends: dict[tuple[str, ...], list[float]] = {}
-    for *run, at in lines_of(side.notes / "ended"):
-        ends.setdefault(tuple(run), []).append(float(at))
+    ends: dict[tuple[str, ...], list[tuple[float, str]]] = {}
+    for *run, at, how in lines_of(side.notes / "ended"):
+        ends.setdefault(tuple(run), []).append((float(at), how))
     found = []
     for number, retries, pid, parent, at in lines_of(side.notes / what):
         # Stock runs some of the bad messages, which have a marker instead of a number.
         if number.isdigit() and int(number) in numbers:
             begun = float(at)
-            ended = min((end for end in ends.get((number, retries, pid), ()) if end >= begun), default=float("inf"))
-            found.append(Span(int(number), int(retries), int(pid), int(parent), begun, ended))
+            later = [end for end in ends.get((number, retries, pid), ()) if end[0] >= begun]
+            ended, how = min(later, default=(float("inf"), ""))
+            found.append(Span(int(number), int(retries), int(pid), int(parent), begun, ended, how == "again"))
     return sorted(found, key=lambda run: run.begun)
 
 
@@ -782,7 +791,7 @@ def repeated(
         died |= any(sent.get(run.number, before.begun) <= at <= run.begun for at in redis_died)
         if any(pid in processes and begun <= before.ended and end >= before.begun for pid, begun, end in side.pauses):
             stood.append(run.number)
-        elif not died:
+        elif not died and not before.again:
             alone.append(run.number)
     return stood, alone
 

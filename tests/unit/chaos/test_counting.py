@@ -30,11 +30,11 @@ def side(**options: Any) -> Any:
     return SimpleNamespace(**{"deaths": [], "pauses": [], **options})
 
 
-def runs(chaos: Any, retries: int = 0) -> list[Any]:
+def runs(chaos: Any, retries: int = 0, again: bool = False) -> list[Any]:
     """Return a run from 100 to 101 on a worker, and one from 110 on another."""
     return [
-        chaos.Span(1, 0, CHILD, WORKER, 100.0, 101.0),
-        chaos.Span(1, retries, OTHERS_CHILD, OTHER, 110.0, 111.0),
+        chaos.Span(1, 0, CHILD, WORKER, 100.0, 101.0, again),
+        chaos.Span(1, retries, OTHERS_CHILD, OTHER, 110.0, 111.0, False),
     ]
 
 
@@ -44,6 +44,10 @@ def test_second_run_counts_when_nobody_died(chaos: Any) -> None:
 
 def test_own_retry_of_a_task_does_not_count(chaos: Any) -> None:
     assert chaos.repeated(side(), [], runs(chaos, retries=1), {1: 99.0}) == ([], [])
+
+
+def test_run_that_asked_for_another_one_does_not_count(chaos: Any) -> None:
+    assert chaos.repeated(side(), [], runs(chaos, again=True), {1: 99.0}) == ([], [])
 
 
 @pytest.mark.parametrize("pid", [WORKER, CHILD])
