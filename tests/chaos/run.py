@@ -83,6 +83,8 @@ LEASE = 6.0
 SHORT = 4.0
 # A worker finishes the chord of another one half a minute after that began to.
 CHORD_SECONDS = 30.0
+# So soon after a pause a process begins the task that it had been given before.
+HANDED_SECONDS = 0.5
 # systemd's RestartSec of a worker that exits.
 RESTART_SECONDS = 2.0
 # Numbers of a phase begin at a multiple of this.
@@ -789,7 +791,12 @@ def repeated(
         processes = (before.pid, before.parent)
         died = any(before.begun <= at <= run.begun for pid, at in side.deaths if pid in processes)
         died |= any(sent.get(run.number, before.begun) <= at <= run.begun for at in redis_died)
-        if any(pid in processes and begun <= before.ended and end >= before.begun for pid, begun, end in side.pauses):
+        held = any(
+            pid in processes and begun <= before.ended and end >= before.begun for pid, begun, end in side.pauses
+        )
+        # A process that is paused between its order to run a task and the first line of it notes the run afterwards.
+        held |= any(pid == run.pid and end <= run.begun <= end + HANDED_SECONDS for pid, _, end in side.pauses)
+        if held:
             stood.append(run.number)
         elif not died and not before.again:
             alone.append(run.number)

@@ -69,6 +69,10 @@ def test_run_that_a_pause_held_up_stood(chaos: Any) -> None:
     assert chaos.repeated(side(pauses=[(CHILD, 100.5, 109.0)]), [], runs(chaos), {1: 99.0}) == ([1], [])
 
 
+def test_run_that_was_given_to_a_process_before_its_pause_stood(chaos: Any) -> None:
+    assert chaos.repeated(side(pauses=[(OTHERS_CHILD, 99.5, 109.9)]), [], runs(chaos), {1: 99.0}) == ([1], [])
+
+
 @pytest.mark.parametrize("pause", [(CHILD, 90.0, 99.0), (CHILD, 102.0, 109.0), (OTHERS_CHILD, 100.5, 109.0)])
 def test_pause_before_or_behind_a_run_or_of_another_is_no_excuse(chaos: Any, pause: tuple[int, float, float]) -> None:
     assert chaos.repeated(side(pauses=[pause]), [], runs(chaos), {1: 99.0}) == ([], [1])
