@@ -389,14 +389,23 @@ class Faults:
         self.filter = Filter(servers.address, COMMENT, REDIS_PORT, AMQP_PORT)
         self.filter_results = Filter(servers.address, f"{COMMENT} results", AMQP_PORT)
         self.visibility = VISIBILITY
-        #: When Redis has died.
-        self.redis_died: list[float] = []
+        #: From when to when Redis was away.
+        self.redis_away: list[tuple[float, float]] = []
 
     @property
     def takeover(self) -> float:
         """Seconds after which another worker has what a silent one had."""
         # It is seen overdue twice, a grace apart; each look is up to five seconds late.
         return 2 * self.visibility + 5
+
+    @contextlib.contextmanager
+    def without_redis(self) -> Iterator[None]:
+        """Remember that Redis dies in here; it does so some time after the command."""
+        begun = time.time()
+        try:
+            yield
+        finally:
+            self.redis_away.append((begun, time.time()))
 
     def redis_cli(self, *words: str, database: int = 0) -> str:
         """Let Redis do something, with all rights."""
@@ -445,17 +454,17 @@ class Faults:
     def power_off(self) -> None:
         """The servers' host is switched off and on; half of the time a worker's host as well."""
         workers = self.dice.random() < 0.5
-        self.redis_died.append(time.time())
-        try:
-            root("podman", "kill", CONTAINER)
-            if workers:
-                for side in self.sides:
-                    side.workers[0].kill()
-            self.between(1, 3)
-        finally:
-            root("podman", "start", CONTAINER)
-            self.until_ssh()
-            self.wait_for_servers()
+        with self.without_redis():
+            try:
+                root("podman", "kill", CONTAINER)
+                if workers:
+                    for side in self.sides:
+                        side.workers[0].kill()
+                self.between(1, 3)
+            finally:
+                root("podman", "start", CONTAINER)
+                self.until_ssh()
+                self.wait_for_servers()
         self.between(5, 8)
 
     def until_ssh(self) -> None:
@@ -470,24 +479,24 @@ class Faults:
 
     def restart_redis(self) -> None:
         """Redis is restarted, as with an update, or stopped for a while."""
-        self.redis_died.append(time.time())
-        if self.dice.random() < 0.5:
-            self.servers.shell("systemctl restart redis-server")
-        else:
-            try:
-                self.servers.shell("systemctl stop redis-server")
-                self.between(1, 5)
-            finally:
-                self.servers.shell("systemctl start redis-server")
+        with self.without_redis():
+            if self.dice.random() < 0.5:
+                self.servers.shell("systemctl restart redis-server")
+            else:
+                try:
+                    self.servers.shell("systemctl stop redis-server")
+                    self.between(1, 5)
+                finally:
+                    self.servers.shell("systemctl start redis-server")
         self.between(4, 7)
 
     def kill_redis(self) -> None:
         """Redis is killed; systemd starts it again."""
-        self.redis_died.append(time.time())
-        self.servers.shell("systemctl kill --signal=KILL redis-server")
-        self.between(0, 3)
-        # Without this systemd would give up in the end.
-        self.servers.shell("systemctl reset-failed redis-server; systemctl start redis-server")
+        with self.without_redis():
+            self.servers.shell("systemctl kill --signal=KILL redis-server")
+            self.between(0, 3)
+            # Without this systemd would give up in the end.
+            self.servers.shell("systemctl reset-failed redis-server; systemctl start redis-server")
         self.between(3, 6)
 
     def cut(self) -> None:
@@ -503,8 +512,8 @@ class Faults:
             self.between(1, 3)
             if restarted:
                 # The end of the connections is not heard here either.
-                self.redis_died.append(time.time())
-                self.servers.shell("systemctl restart redis-server")
+                with self.without_redis():
+                    self.servers.shell("systemctl restart redis-server")
             self.between(2, 5)
         self.between(4, 7)
 
@@ -771,13 +780,13 @@ def spans(side: Side, what: str, numbers: range) -> list[Span]:
 
 
 def repeated(
-    side: Side, redis_died: Sequence[float], runs: Sequence[Span], sent: dict[int, float]
+    side: Side, redis_away: Sequence[tuple[float, float]], runs: Sequence[Span], sent: dict[int, float]
 ) -> tuple[list[int], list[int]]:
     """Return the numbers of what was begun again: because the first run stood; and although nobody died or stood.
 
     Args:
         side: whose workers these are.
-        redis_died: when it did. A sender that did not hear from it sends again, and has sent two messages then.
+        redis_away: from when to when it was. A sender that does not hear from it sends again: two messages.
         runs: in the order in which they began.
         sent: when each number was sent.
     """
@@ -790,7 +799,8 @@ def repeated(
             continue
         processes = (before.pid, before.parent)
         died = any(before.begun <= at <= run.begun for pid, at in side.deaths if pid in processes)
-        died |= any(sent.get(run.number, before.begun) <= at <= run.begun for at in redis_died)
+        since = sent.get(run.number, before.begun)
+        died |= any(begun <= run.begun and end >= since for begun, end in redis_away)
         held = any(
             pid in processes and begun <= before.ended and end >= before.begun for pid, begun, end in side.pauses
         )
@@ -806,7 +816,7 @@ def repeated(
 def count(
     title: str,
     side: Side,
-    redis_died: Sequence[float],
+    redis_away: Sequence[tuple[float, float]],
     numbers: range,
     sent: dict[str, Any],
     seen: dict[str, Any],
@@ -841,11 +851,11 @@ def count(
     kind_of = {number: " ".join(words[1:]) for number, words in notes("sent-bad")}
     kept = {number for number in bad if number in letters and letters[number][0] == bad[number]}
     gone = bad.keys() - letters.keys() - left - set(seen["told"])
-    stood, alone = repeated(side, redis_died, spans(side, "executed", numbers), sent_at)
+    stood, alone = repeated(side, redis_away, spans(side, "executed", numbers), sent_at)
     chords = dict(notes("sent-chord"))
     open_chords = [number for number, (state, *_) in chords.items() if seen["chords"].get(str(number)) != state]
     bodies = spans(side, "bodies", numbers)
-    extra = repeated(side, redis_died, bodies, {})[1]
+    extra = repeated(side, redis_away, bodies, {})[1]
     extra += [body.number for body in bodies if chords.get(body.number, [""])[0] != "SUCCESS"]
     foreign = [number for number, _ in notes("foreign")]
     row = Row(
@@ -996,7 +1006,7 @@ class Run:
         self.faults.dice = random.Random(f"{self.seed}/{phase.name}")  # noqa: S311
         self.faults.sides = sides = [self.sides[name] for name in phase.sides if name in self.sides]
         self.faults.visibility = phase.visibility
-        self.faults.redis_died.clear()
+        self.faults.redis_away.clear()
         first, queue = number * NUMBERS + 1, f"chaos-{secrets.token_hex(4)}"
         with contextlib.ExitStack() as stack:
             if "fill_worker_disk" in phase.faults:
@@ -1035,7 +1045,7 @@ class Run:
         quiet = " and ".join(f"{each['seconds']:.0f} s" for each in seen)
         say(f"  {made or 'no faults'}; sent in {counting - begun:.0f} s, quiet {quiet} later")
         rows = [
-            count(phase.title, side, self.faults.redis_died, *of_side)
+            count(phase.title, side, self.faults.redis_away, *of_side)
             for side, of_side in zip(sides, zip(numbers, sent, seen, starts, strict=True), strict=True)
         ]
         for row in rows:

@@ -60,9 +60,14 @@ def test_death_of_another_or_at_another_time_is_no_excuse(chaos: Any, death: tup
     assert chaos.repeated(side(deaths=[death]), [], runs(chaos), {1: 99.0}) == ([], [1])
 
 
-@pytest.mark.parametrize(("at", "alone"), [(98.0, [1]), (99.5, []), (105.0, []), (120.0, [1])])
-def test_death_of_redis_is_an_excuse_from_the_moment_of_sending(chaos: Any, at: float, alone: list[int]) -> None:
-    assert chaos.repeated(side(), [at], runs(chaos), {1: 99.0}) == ([], alone)
+@pytest.mark.parametrize(
+    ("away", "alone"),
+    [((97.0, 98.0), [1]), ((98.0, 99.5), []), ((99.5, 99.9), []), ((105.0, 106.0), []), ((120.0, 121.0), [1])],
+)
+def test_death_of_redis_is_an_excuse_from_the_moment_of_sending(
+    chaos: Any, away: tuple[float, float], alone: list[int]
+) -> None:
+    assert chaos.repeated(side(), [away], runs(chaos), {1: 99.0}) == ([], alone)
 
 
 def test_run_that_a_pause_held_up_stood(chaos: Any) -> None:
