@@ -9,13 +9,15 @@ from types import SimpleNamespace
 import pytest
 from billiard.einfo import ExceptionInfo
 from celery import Celery
-from celery.exceptions import TaskRevokedError
+from celery.exceptions import Reject, TaskRevokedError
 from celery.worker import state
 from celery.worker.request import create_request_cls
+from kombu.exceptions import OperationalError
 from kombu.message import Message
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from celery_hybrid.tasks.consumer import Consumer, fault_of
-from celery_hybrid.tasks.dead_letters import FAILED, LOST
+from celery_hybrid.tasks.dead_letters import FAILED, LOST, REJECTED
 from celery_hybrid.tasks.request import Request
 
 
@@ -127,6 +129,21 @@ def test_failure_ends_as_dead_letter_when_handling_it_fails(made, keeper, hook):
     assert keeper.kept == [FAILED]
     assert keeper.ended == ["acknowledged"]
     assert not state.reserved_requests
+
+
+@pytest.mark.parametrize(
+    ("reason", "kept"),
+    [
+        (OperationalError("Redis is away"), LOST),
+        (OutOfMemoryError("command not allowed when used memory > 'maxmemory'"), LOST),
+        (ResponseError("MISCONF Redis is configured to save RDB snapshots"), LOST),
+        (ValueError("not of Redis"), REJECTED),
+    ],
+)
+def test_retry_that_could_not_be_sent_is_not_a_rejected_task(made, keeper, reason, kept):
+    request = made()
+    request.on_failure(failure(Reject(reason, requeue=False)))
+    assert keeper.kept == [kept]
 
 
 def test_failure_that_cannot_be_kept_is_left_in_redis(made, keeper):

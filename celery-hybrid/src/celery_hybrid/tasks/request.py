@@ -29,6 +29,7 @@ from celery.exceptions import (
 from celery.worker import request as base
 from celery.worker import state
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from celery_hybrid.tasks.chords import COMPLETE, COUNTED, DONE, UNCOUNTED
 from celery_hybrid.tasks.dead_letters import ETA, FAILED, LOST, LOST_HEADER, REJECTED, REVOKED, TIME_LIMIT
@@ -272,7 +273,8 @@ class Request(base.Request):  # type: ignore[misc]
             return None
         if isinstance(exc, Reject):
             # Celery's word for a retry() that could not be sent: the task shall run again, nobody has refused it.
-            unsent = isinstance(exc.reason, OperationalError)
+            # kombu hands some errors of a full or failing Redis on as they are.
+            unsent = isinstance(exc.reason, (OperationalError, RedisError))
             return None if exc.requeue else LOST if unsent else REJECTED
         if isinstance(exc, WorkerLostError):
             # Celery 5.7 looks whether the task had been done before; it will look once more, and acknowledge.
