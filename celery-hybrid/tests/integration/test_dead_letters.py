@@ -140,7 +140,7 @@ def settled(app):
     return redis_of(app).hlen("unacked") == 0
 
 
-GOOD = b'[["x"], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
+GOOD = b'[["/dev/null"], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
 
 
 @pytest.mark.usefixtures("keeping_worker", "empty")
