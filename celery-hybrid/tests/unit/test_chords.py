@@ -13,9 +13,10 @@ from kombu.exceptions import OperationalError
 from redis import ConnectionPool
 
 from celery_hybrid import testing
+from celery_hybrid.errors import ResultStoreUnreachableError
 from celery_hybrid.results.chords import Chords
 from celery_hybrid.tasks import chords as counting
-from celery_hybrid.tasks.chords import COMPLETE, DONE, Chord, Part, RedisCounter
+from celery_hybrid.tasks.chords import COMPLETE, DONE, GONE, Chord, Part, RedisCounter
 
 
 @pytest.fixture
@@ -88,6 +89,25 @@ def test_task_that_was_added_comes_behind_the_one_that_added_it_whichever_ends_f
     chords.counter.chord = replace(chords.counter.chord, parts=parts)
     chords.finish("group", signature)
     assert called == {"[5, 50, 1]": 1}
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_body_of_a_chord_that_redis_has_lost_fails_whether_or_not_the_archive_can_be_read_in_time(
+    app, body, monkeypatch, reachable
+):
+    signature, _ = body
+    counter = OneChord()
+    counter.chord = replace(counter.chord, state=GONE)
+
+    def results(*_args, **_options):
+        raise ResultStoreUnreachableError("not read in time")
+
+    with monkeypatch.context() as patch:
+        if not reachable:
+            patch.setattr(app.backend.store, "results", results)
+        Chords(app.backend, counter).finish("group", signature)
+    assert app.AsyncResult("body").state == "FAILURE"
+    assert "Redis has no count of this chord" in str(app.AsyncResult("body").result)
 
 
 def test_body_fails_when_its_queue_is_refused_again_and_again(app, body):

@@ -287,7 +287,11 @@ class Chords:
     def _lost(self, group_id: str, body: Any) -> None:
         """Tell the body of a chord that Redis knows nothing of, unless it has been sent long ago."""
         body = maybe_signature(body, app=self._app)
-        if any(signature.id and self.backend.task_result_exists(signature.id) for signature in leaves(body)):
+        try:
+            stored = self.backend.store.results([each.id for each in leaves(body) if each.id], timeout=_LOOKUP_SECONDS)
+        except ResultStoreUnreachableError:
+            stored = {}  # a success that is there stays what counts
+        if stored:
             return
         error = ChordError(
             "Join error: Redis has no count of this chord: no task of it has ended within result_expires, or Redis "
