@@ -69,6 +69,8 @@ class Loader(AppLoader):  # type: ignore[misc]
                 shown = [filter_hidden_settings({name: each})[name] for each in (own, value)]
                 self.overridden.setdefault(name, (shown[0], shown[1]))
         conf.update(declared)
+        # Before 5.7 Celery looks for a name with the application's namespace in all layers first.
+        conf.update({key: value for name, value in declared.items() for key in conf._to_keys(name) if _has(conf, key)})
 
 
 def declared_settings() -> dict[str, Any]:
@@ -82,7 +84,11 @@ def declared_settings() -> dict[str, Any]:
 
 def _is_set(conf: Any, name: str) -> bool:
     """Return whether the application has set *name*; the last layer of its settings are Celery's defaults."""
-    return any(conf._key(key) in layer for layer in conf.maps[:-1] for key in conf._to_keys(name))
+    return any(_has(conf, key) for key in conf._to_keys(name))
+
+
+def _has(conf: Any, key: str) -> bool:
+    return any(conf._key(key) in layer for layer in conf.maps[:-1])
 
 
 def _plain(value: Any) -> Any:

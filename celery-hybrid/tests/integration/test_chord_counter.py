@@ -16,6 +16,7 @@ from celery_hybrid.tasks.chords import (
     COUNTED,
     DONE,
     GONE,
+    LEASE,
     MORE,
     OPEN,
     UNCOUNTED,
@@ -154,6 +155,30 @@ def test_abandoned_chord_is_given_to_one_sweeper(counter, group_id, server):
     server.zadd(CHORDS_READY, {group_id: seconds - 31})
     assert (group_id, ORIGIN) in counter.abandoned()
     assert group_id not in dict(counter.abandoned())
+
+
+def test_abandoned_chord_is_given_out_later_each_time_until_it_is_tried(counter, group_id, server):
+    counter.resize(group_id, 1)
+    ended(counter, group_id, "a")
+
+    def pause():
+        before = server.time()[0]
+        server.zadd(CHORDS_READY, {group_id: before - LEASE - 1})
+        assert group_id in dict(counter.abandoned())
+        # Seconds until it is given out again, by the clock of Redis.
+        return round((server.zscore(CHORDS_READY, group_id) + LEASE - before) / LEASE)
+
+    assert [pause(), pause(), pause()] == [1, 2, 4]
+    counter.load(group_id)
+    assert pause() == 1
+    assert server.ttl(CHORD_PREFIX + group_id) > 0
+
+
+def test_sweep_makes_no_chord_of_one_that_has_expired(counter, group_id, server):
+    server.delete(CHORD_PREFIX + group_id)
+    server.zadd(CHORDS_READY, {group_id: 1})
+    assert group_id in dict(counter.abandoned())
+    assert not server.exists(CHORD_PREFIX + group_id)
 
 
 def test_attempt_that_is_excused_does_not_count(counter, group_id, server):

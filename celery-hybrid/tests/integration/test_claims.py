@@ -74,9 +74,9 @@ def start(worker_class, broker, tmp_path):
 
 
 @pytest.fixture
-def send(broker, tmp_path):
+def send(broker, make_app, tmp_path):
     """Send a task that notes each time it begins, and does not end before ``go`` is there."""
-    from dead_letter_tasks import app
+    app = make_app()
 
     def sent(name, task="letters.wait", **options):
         args = (str(tmp_path / name), str(tmp_path / "go"), 100) if task == "letters.wait" else (str(tmp_path / name),)

@@ -16,11 +16,12 @@ import amqp
 from kombu.exceptions import OperationalError
 
 from celery_hybrid.errors import RecordRefusedError, ResultStoreUnreachableError
-from celery_hybrid.names import CHORDS_QUEUE
+from celery_hybrid.names import CHORDS_QUEUE, RESULTS_EXCHANGE
+from celery_hybrid.rabbitmq.confirms import ConfirmedChannel
 from celery_hybrid.rabbitmq.connection import Servers
 from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.receiver import Receiver
-from celery_hybrid.rabbitmq.records import CHORD_GROWTH, CHORD_PART, CHORD_SHAPE, CHORD_SIZE, Record
+from celery_hybrid.rabbitmq.records import CHORD_GROWTH, CHORD_PART, CHORD_SHAPE, CHORD_SIZE, SEED, Record
 from celery_hybrid.results.chords import MainProcessChords
 from celery_hybrid.tasks.chords import COMPLETE, RedisCounter
 
@@ -59,16 +60,22 @@ class OldChords(Receiver):
 
     def _enter(self, channel: amqp.Channel) -> None:
         app = self._app()
-        assert self._connection is not None  # noqa: S101 - called on a new connection
-        if app is None or not app.backend.counts_in_redis or not _exists(self._connection):
+        if app is None or not app.backend.counts_in_redis or not self._found():
             self._stopping.set()
             return
         self._chords = MainProcessChords(app.backend, RedisCounter(app, app.backend.expires, _PATIENCE))
         channel.basic_qos(0, _PREFETCH, False)
         channel.basic_consume(CHORDS_QUEUE, callback=self._received)
 
+    def _found(self) -> bool:
+        assert self._connection is not None  # noqa: S101 - called on a new connection
+        return _exists(self._connection, self._options.confirm_timeout)
+
     def _received(self, message: amqp.Message) -> None:
         record = Record.from_message(message)
+        if record.kind == SEED:
+            message.channel.basic_ack(message.delivery_tag)
+            return
         assert self._chords is not None  # noqa: S101 - made by _enter
         try:
             if self._take_over(record) == COMPLETE:
@@ -100,11 +107,14 @@ class OldChords(Receiver):
         raise ValueError(f"{record.kind!r} is no part of a chord")
 
 
-def _exists(connection: amqp.Connection) -> bool:
-    channel = connection.channel()
-    try:
-        channel.queue_declare(CHORDS_QUEUE, passive=True)
-    except (amqp.exceptions.NotFound, amqp.exceptions.AccessRefused):
-        return False  # RabbitMQ has closed the channel
+def _exists(connection: amqp.Connection, timeout: float) -> bool:
+    """Return whether the queue exists: whether it takes a message.
+
+    RabbitMQ logs an error for each passive declaration of a queue that it does not have, and none for a message that
+    it returns (https://www.rabbitmq.com/docs/publishers#unroutable).
+    """
+    channel = ConfirmedChannel(connection)
+    number = channel.publish(Record("", SEED).to_message(), RESULTS_EXCHANGE, CHORDS_QUEUE)
+    taken = channel.wait(number, timeout)
     channel.close()
-    return True
+    return taken

@@ -19,6 +19,7 @@ Fields of a chord's hash (``celery.chord.<group id>``):
 ``full``        when the last part was
 ``by``          who is finishing it
 ``tries``       how often that was tried
+``swept``       how often a task was sent to finish it since the last try
 ``done``        the body has been sent; then there is no other field
 ==============  ====================================================================================================
 """
@@ -121,7 +122,7 @@ LOAD = (
 -- Returns what there is to finish: complete, over (nothing was heard of it for too long), open, done or gone; how often
 -- that was asked; the seconds since it was complete; and the fields of the chord with their values.
 -- KEYS: the chord, the ready ones, the open ones.  ARGV: id of the group.
-redis.call('HDEL', KEYS[1], '')
+redis.call('HDEL', KEYS[1], 'swept')
 redis.call('ZREM', KEYS[2], '')
 redis.call('ZREM', KEYS[3], '')
 local known = redis.call('HMGET', KEYS[1], 'done', 'size', 'growth', 'n', 'full')
@@ -189,12 +190,19 @@ SWEEP = (
     _COMPLETE
     + """
 -- Returns the ids of chords that nobody is finishing although they are complete, or given up.
--- KEYS: the ready ones, the open ones.  ARGV: seconds that somebody may take to finish one, how many at most.
+-- KEYS: the ready ones, the open ones.
+-- ARGV: seconds that somebody may take to finish one, how many at most, what the keys of chords begin with.
 redis.call('ZREM', KEYS[1], '')
 redis.call('ZREM', KEYS[2], '')
-local at = now()
-local found = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', text(at - tonumber(ARGV[1])), 'LIMIT', 0, ARGV[2])
-for _, group in ipairs(found) do redis.call('ZADD', KEYS[1], text(at), group) end
+local at, lease = now(), tonumber(ARGV[1])
+local found = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', text(at - lease), 'LIMIT', 0, ARGV[2])
+for _, group in ipairs(found) do
+    -- Later each time, as long as no worker takes the task that was sent for it: its queue may have no consumer.
+    local key, swept = ARGV[3] .. group, 1
+    if redis.pcall('EXISTS', key) == 1 then swept = redis.pcall('HINCRBY', key, 'swept', 1) end
+    swept = type(swept) == 'number' and math.min(swept, 8) or 1
+    redis.call('ZADD', KEYS[1], text(at + lease * (2 ^ (swept - 1) - 1)), group)
+end
 for _, group in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', text(at), 'LIMIT', 0, ARGV[2])) do
     if redis.call('ZADD', KEYS[1], 'NX', text(at), group) == 1 then found[#found + 1] = group end
 end

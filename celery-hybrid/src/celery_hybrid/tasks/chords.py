@@ -323,8 +323,8 @@ class RedisCounter:
 
         def sweep(channel: Any, client: Any) -> Any:
             keys = [channel.global_keyprefix + key for key in (CHORDS_READY, CHORDS_OPEN)]
-            groups = self._script(SWEEP, client)(keys=keys, args=[LEASE, _SWEPT_AT_ONCE])
             prefix = channel.global_keyprefix + CHORD_PREFIX
+            groups = self._script(SWEEP, client)(keys=keys, args=[LEASE, _SWEPT_AT_ONCE, prefix])
             names = [bytes_to_str(group) for group in groups]
             return [(name, json.loads(client.hget(prefix + name, "origin") or b"{}")) for name in names]
 
