@@ -94,6 +94,7 @@ def declare(connection: amqp.Connection, options: Options, expires: float | None
     letters = {
         "x-queue-type": "quorum",
         "x-max-length": 100_000,
+        "x-max-length-bytes": 2**30,
         "x-overflow": "reject-publish",
         "x-message-ttl": LETTERS_SECONDS * 1000,
         # Each look at a letter counts as a delivery, and RabbitMQ 4 drops what was delivered 20 times. 3.10 refuses
