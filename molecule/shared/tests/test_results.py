@@ -129,7 +129,6 @@ def test_log_has_no_error(host):
     doors = ("login refused", "refused for user", "vhost other not found", "vhost  not found", ":5690 ")
     # And celery_verify's question whether there are more streams than there should be: 4.0 logs the answer.
     # Whoever only knocks at the port may be gone before RabbitMQ has set up its end: einval, enotconn.
-    # A look-up whose time is over drops its connection while RabbitMQ still sends: inet_error of a reader.
     # A channel that a client leaves may be gone when its supervisor comes to end it: shutdown_error.
     excused = (
         *doors,
@@ -141,8 +140,6 @@ def test_log_has_no_error(host):
         "no queue 'celery.results.16'",
     )
     processes = {process_of(line) for line in errors if any(words in line for words in excused)}
-    readers = {process_of(line) for line in errors if " reader):" in line}
-    processes |= readers & {process_of(line) for line in errors if "{inet_error,closed}" in line}
     unexplained = [line for line in errors if process_of(line) not in processes]
     assert not unexplained, "\n".join(unexplained)
 
