@@ -412,3 +412,19 @@ def test_timeouts_hold_when_rabbitmq_does_not_answer(app, make_app, stopped, con
                 reader.AsyncResult(task_id).get(timeout=1)
             assert 0.9 < time.monotonic() - begun < 2  # not socket_timeout; 1.1 where nothing else runs
     assert reader.AsyncResult(task_id).get(timeout=10) == 1
+
+
+def test_the_server_is_never_left_while_it_sends(make_app, app, partitions, shell):
+    """A process that ends while its archive is read ahead takes leave: RabbitMQ would log an error otherwise."""
+    for number in range(partitions):
+        for task_id in ids_of_partition(number, 40, partitions):
+            app.backend.store_result(task_id, "x" * 20_000, states.SUCCESS)
+    log = "cat /var/log/rabbitmq/rabbit@*.log | grep -c inet_error || true"
+    before = int(shell(log))
+    for number in range(12):
+        reader = make_app(result_cache_max=-1).backend
+        assert reader.get_state(task_id) == states.SUCCESS
+        time.sleep(0.02 * number)
+        reader.store.close()
+        assert not reader.store.archive._link.connected
+    assert int(shell(log)) == before

@@ -218,6 +218,19 @@ class Link:
         connection, self._connection = self._connection, None
         discard(connection)
 
+    def leave(self) -> None:
+        """Forget a connection that may well work, as after a time-out, and take leave of the server in the background.
+
+        RabbitMQ may be sending: it logs an error when the other end is simply gone.
+        """
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            threading.Thread(target=part, args=(connection,), name="celery-hybrid good-bye", daemon=True).start()
+        except RuntimeError:  # no more threads: the interpreter is about to end
+            discard(connection)
+
     def tick(self) -> None:
         """Answer and send heartbeats of an idle connection, and notice that the other end has closed it."""
         if self._connection is None or not self._lock.acquire(blocking=False):
@@ -234,15 +247,18 @@ class Link:
         finally:
             self._lock.release()
 
-    def close(self) -> None:
-        """Say good-bye, without waiting for an answer: at the end of a process nothing may hang."""
-        if self._lock.acquire(timeout=0.2):
+    def close(self, patience: float = 0.2) -> None:
+        """Take leave of the server, for a bounded time: at the end of a process nothing may hang.
+
+        Args:
+            patience: seconds to wait for a thread that uses the connection; longer than its shortest step takes, or
+                the server is left while it sends.
+        """
+        if self._lock.acquire(timeout=patience):
             try:
                 connection, self._connection = self._connection, None
                 if connection is not None:
-                    farewell(connection)
-                    await_end(connection)
-                    discard(connection)
+                    part(connection)
             finally:
                 self._lock.release()
 
@@ -317,6 +333,13 @@ def farewell(connection: amqp.Connection) -> None:
     with contextlib.suppress(Exception):
         connection._transport.sock.settimeout(0.5)
         connection.send_method(amqp.spec.Connection.Close, "BsBB", (200, "good-bye", 0, 0))
+
+
+def part(connection: amqp.Connection) -> None:
+    """Take leave of the server and let go of the connection; takes at most a second."""
+    farewell(connection)
+    await_end(connection)
+    discard(connection)
 
 
 def await_end(connection: amqp.Connection) -> None:

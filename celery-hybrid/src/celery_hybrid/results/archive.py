@@ -66,6 +66,8 @@ _FILTERED = 10
 
 # Seconds in which a stream that has something delivers it, many times over.
 _EMPTY = 0.3
+# Seconds that the thread that reads ahead is given to end its step, when the process ends.
+_LAST_STEP = 1.0
 
 # The server is asked for the age of records at most so often, in parts of their expiry.
 _ASKED_PARTS = 64
@@ -502,7 +504,7 @@ class Archive:
     def close(self) -> None:
         """Close the connection."""
         self._closed = True
-        self._link.close()
+        self._link.close(_LAST_STEP)
 
     def abandon(self) -> None:
         """In a child: leave the parent's connection alone."""
@@ -618,12 +620,12 @@ class Archive:
                     with translated("reading results"), self._link.until(deadline):
                         return work()
                 except ResultStoreUnreachableError:
-                    self._link.drop()
+                    self._link.leave()
                     if last or time.monotonic() >= deadline:
                         raise
                     last = True
                 except BaseException:
-                    self._link.drop()
+                    self._link.leave()
                     raise
 
     def _prepared(self, connection: amqp.Connection) -> None:
