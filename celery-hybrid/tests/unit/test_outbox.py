@@ -196,8 +196,9 @@ def test_a_file_that_is_deleted_or_replaced_is_left_and_its_loss_is_named(
 
 def test_what_was_set_aside_can_wait_again_or_be_discarded(path: Path) -> None:
     outbox = Outbox(path, 10, 1 << 20)
-    for name in "abc":
-        outbox.add(record(name), name)
+    a, b, c = map(record, "abc")
+    for each in (a, b, c):
+        outbox.add(each, each.id)
     instead = record("a", b"short")
     outbox.set_aside(outbox.oldest(1)[0].seq, "too large", instead)
     assert [waiting.record for waiting in outbox.oldest(1)] == [instead]
@@ -205,10 +206,10 @@ def test_what_was_set_aside_can_wait_again_or_be_discarded(path: Path) -> None:
     outbox.set_aside(outbox.oldest(1)[0].seq, "still", record("a", b"shorter"))
     outbox.set_aside(outbox.oldest(1)[0].seq, "no")
     first, second = outbox.refused()
-    assert (first.reason, first.record, first.reply_to) == ("too large", record("a"), "a")
+    assert (first.reason, first.record, first.reply_to) == ("too large", a, "a")
     outbox.take_back(first.seq)
     outbox.discard(second.seq)
-    assert [(each.record, each.reply_to) for each in outbox.oldest(5)] == [(record("c"), "c"), (record("a"), "a")]
+    assert [(each.record, each.reply_to) for each in outbox.oldest(5)] == [(c, "c"), (a, "a")]
     assert list(outbox.refused()) == []
     assert (outbox.depth().count, outbox.depth().size) == (2, record("a").size + record("c").size)
 
