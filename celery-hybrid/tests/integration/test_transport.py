@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import select
 import re
 import signal
 import socket
@@ -315,7 +316,9 @@ def test_kill_9(broker, kind, record_property):
                 _consume_until_killed(broker, kind, write_end)
             finally:
                 os._exit(1)
-        time.sleep(random.uniform(0.03, 0.09))  # noqa: S311
+        # However busy this machine is, each has begun to consume.
+        select.select([read_end], [], [], 20)
+        time.sleep(random.uniform(0.0, 0.06))  # noqa: S311
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         with contextlib.suppress(BlockingIOError):
