@@ -9,6 +9,7 @@ import uuid
 from urllib.parse import urlsplit
 
 import amqp
+import celery
 import pytest
 import redis
 from celery import chain, chord, group
@@ -36,6 +37,7 @@ from celery_hybrid.rabbitmq.records import CHORD_SHAPE, CHORD_SIZE
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
 SECONDS = 40
+CELERY = celery.VERSION[:2]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -147,9 +149,6 @@ def settled(server, group_id):
         ),
         pytest.param([adds.s(5), value.s(1)], gather.s(), [5, 50, 1], id="added"),
         pytest.param([becomes.s(value.s(4)), value.s(1)], gather.s(), [4, 1], id="replaced"),
-        pytest.param(
-            [becomes.s(group(value.s(4), value.s(5))), value.s(1)], gather.s(), [[4, 5], 1], id="replaced by a group"
-        ),
         pytest.param([value.s(1), value.s(2)], chain(gather.s(), gather.s()), [1, 2], id="body chain"),
         pytest.param(
             [value.s(1), value.s(2)], chord([gather.s(), gather.s()], gather.s()), [[1, 2], [1, 2]], id="body chord"
@@ -159,6 +158,15 @@ def settled(server, group_id):
 )
 def test_value_of_body_is_that_of_celerys_redis_backend(header, body, expected):
     assert chord(header, body.clone()).apply_async().get(timeout=SECONDS) == expected
+
+
+def test_value_of_a_task_that_a_group_replaces_is_that_of_celerys_redis_backend():
+    header = [becomes.s(group(value.s(4), value.s(5))), value.s(1)]
+    replaced, other = chord(header, gather.s()).apply_async().get(timeout=SECONDS)
+    if CELERY < (5, 6):
+        # All tasks of the group have the place of the one that it replaces, so their order is left to chance.
+        replaced = sorted(replaced)
+    assert [replaced, other] == [[4, 5], 1]
 
 
 def test_group_as_body_gets_the_results(notes):
@@ -266,8 +274,12 @@ def test_errback_runs_once_in_a_pool_child_and_disturbs_no_other(worker, notes, 
 
 
 def test_errback_of_the_old_kind_is_sent(notes):
-    result = chord([value.s(1), boom.s("bad")], gather.s().on_error(old_errback.s(str(notes)))).apply_async()
-    wait_until(lambda: lines(notes) == [result.id])
+    # Before 5.6, Celery counts the arguments that a signature brings along to tell the old kind from the new one.
+    signature, expected = old_errback.s(str(notes)), None
+    if CELERY < (5, 6):
+        signature, expected = old_errback.si("called", str(notes)), "called"
+    result = chord([value.s(1), boom.s("bad")], gather.s().on_error(signature)).apply_async()
+    wait_until(lambda: lines(notes) == [expected or result.id])
 
 
 # Faults

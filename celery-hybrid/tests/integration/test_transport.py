@@ -6,8 +6,8 @@ import contextlib
 import json
 import os
 import random
-import select
 import re
+import select
 import signal
 import socket
 import subprocess

@@ -16,7 +16,7 @@ from celery.backends.base import Backend
 from celery.exceptions import BackendGetMetaError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import GroupResult, result_from_tuple
-from celery.utils.functional import _regen
+from celery.utils.functional import LRUCache, _regen
 
 from celery_hybrid.errors import (
     RecordRefusedError,
@@ -30,7 +30,7 @@ from celery_hybrid.processes import must_not_wait
 from celery_hybrid.rabbitmq.options import SETTING, Options
 from celery_hybrid.rabbitmq.records import CHORD_GROWTH, CHORD_PART, GROUP, RESULT, Record
 from celery_hybrid.rabbitmq.urls import masked
-from celery_hybrid.results.chords import BRIEF, Chords, MainProcessChords, origin_of, register
+from celery_hybrid.results.chords import BRIEF, Chords, MainProcessChords, origin_of, register, task_ids
 from celery_hybrid.results.content import Codec, Meta, failure_instead
 from celery_hybrid.results.store import Store, on_fork, store_of
 from celery_hybrid.results.waiting import SHORTEST_LOOK, ResultConsumer
@@ -77,6 +77,8 @@ class AMQPBackend(AsyncBackendMixin, Backend):
         self._store = store_of(app, self.url, self.options, self.expires, self.store_class)
         self._client_of_chord: str | None = None
         self._chords: dict[bool, Chords] = {}
+        # Of chords whose header is about to be sent.
+        self._header_sizes = LRUCache(limit=1000)
         register(app)
         self.result_consumer = ResultConsumer(self, app, self.accept, self._pending_results, self._pending_messages)
         self._store.mailbox.join(self.result_consumer)
@@ -225,13 +227,17 @@ class AMQPBackend(AsyncBackendMixin, Backend):
             header = self.app.GroupResult(*header_result_args)
             if any(isinstance(result, GroupResult) for result in header.results):
                 shape = header.as_tuple()
+                self._header_sizes[header_result_args[0]] = sum(1 for _ in task_ids(shape))
         chords.counter.begin(header_result_args[0], shape)
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
-        """Tell how many tasks the header of a chord has."""
+        """Tell how many tasks the header of a chord has.
+
+        Celery 5.5 counts a group at the end of a chain as one task.
+        """
         chords = self.chords
         if chords is not None:
-            chords.counter.resize(group_id, chord_size)
+            chords.counter.resize(group_id, max(chord_size, self._header_sizes.pop(group_id, 0)))
 
     def add_to_chord(self, chord_id: str, result: Any) -> None:
         """Tell that a running chord's header gets one task more (``Task.add_to_chord``)."""

@@ -315,7 +315,7 @@ class Chords:
             )
             metas = self._metas([part.task_id for part in ordered], parts, chord)
             return [_value(self.backend, part.task_id, metas[part.task_id]) for part in ordered]
-        metas = self._metas(list(_ids(chord.shape)), parts, chord)
+        metas = self._metas(list(task_ids(chord.shape)), parts, chord)
         return _shaped(chord.shape, lambda task_id: _propagated(self.backend, metas[task_id]))
 
     def _metas(self, task_ids: list[str], parts: dict[str, Part], chord: Chord) -> dict[str, Any]:
@@ -582,13 +582,14 @@ def _propagated(backend: Any, meta: Any) -> Any:
     return value
 
 
-def _ids(shape: Any) -> Iterator[str]:
+def task_ids(shape: Any) -> Iterator[str]:
+    """Return the ids of the tasks in what ``as_tuple()`` of a group's result gave."""
     task_id, children = _node(shape)
     if children is None:
         yield task_id
     else:
         for child in children:
-            yield from _ids(child)
+            yield from task_ids(child)
 
 
 def _shaped(shape: Any, value: Callable[[str], Any]) -> Any:

@@ -32,6 +32,7 @@ from queue import Empty
 from time import monotonic
 from typing import Any
 
+import kombu
 import kombu.transport
 import redis
 from kombu.transport import redis as stock
@@ -246,6 +247,19 @@ class Poller(stock.MultiChannelPoller):
                     # The connection that waits for messages sees it too, and reports it.
                     logger.debug("Could not restore messages, will try again", exc_info=True)
                 return
+
+    def forget(self, loop: Any, connection: Any) -> None:
+        """Forget the sockets of a connection that was closed, as kombu 5.7 does.
+
+        Earlier versions stop polling until the worker connects again; it never does when that connection was idle.
+        """
+        for key in list(self._chan_to_sock):
+            channel, client, kind = key
+            if client.connection is connection:
+                del self._chan_to_sock[key]
+                for fd in [fd for fd, it in self._fd_to_chan.items() if it == (channel, kind)]:
+                    loop.remove(fd)
+                    del self._fd_to_chan[fd]
 
     def poll_fast(self) -> None:
         """Let the event loop turn often, for a server that does not tell of changes."""
@@ -1015,6 +1029,8 @@ class Transport(stock.Transport):
         super().register_with_event_loop(connection, loop)
         cycle = self.cycle
         cycle.hub = loop
+        if kombu.VERSION < (5, 7):
+            cycle._on_connection_disconnect = functools.partial(cycle.forget, loop)
         # kombu's own timer is slower, and a look that was cut short goes on soon.
         loop.call_repeatedly(1, cycle.maybe_restore_messages)
 
