@@ -99,18 +99,3 @@ def test_a_retry_that_cannot_be_sent(app, runs, shell):
         assert (run.path / "retry").read_text() == "ran\n" * 2
         run.names.remove("retry")
     end(app, runs)
-
-
-def test_a_full_worker_whose_connections_are_cut_goes_on(app, runs, shell):
-    """It expects nothing then of the connection on which it waits for messages otherwise."""
-    slow = [run.send("letters.wait", "full", str(run.path / "room"), 100) for run in runs]
-    for run in runs:
-        wait_until((run.path / "full").exists, 20)
-    kill_connections(shell, app)
-    time.sleep(1)
-    for run in runs:
-        (run.path / "room").touch()
-    come_back(runs, "behind", kill_connections)
-    for result in slow:
-        result.get(timeout=30)
-    end(app, runs)
