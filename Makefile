@@ -78,6 +78,7 @@ lint: venv ## yamllint, ansible-lint, ruff, mypy
 	@MYPYPATH=tests/hosts:tests/bench mypy tests/bench/transport.py
 	@for suite in bench faults chaos; do MYPYPATH="tests/hosts:tests/$$suite" mypy "tests/$$suite/run.py" || exit; done
 	@python3 tools/variables.py --check
+	@python3 tools/topology.py --check
 	@python3 tools/dashboards.py --check
 	@mypy --config-file $(PACKAGE)/pyproject.toml $(PACKAGE)/src
 
@@ -146,8 +147,9 @@ test-operations: installed ## drift, releases, hanging workers, diagnosis, each 
 	@tests/molecule.sh drift release watchdog diagnose
 
 .PHONY: docs
-docs: venv ## write the tables of variables into the READMEs
+docs: venv ## write the tables of variables into the READMEs, and those of docs/topology.md
 	@python3 tools/variables.py
+	@python3 tools/topology.py
 
 .PHONY: build
 build: venv ## build the collection's tarball into dist/

@@ -539,6 +539,7 @@ def facts(partitions=2):
                 "durable": True,
                 "auto_delete": False,
                 "arguments": {"x-queue-type": "quorum"},
+                "effective_policy_definition": {"delivery-limit": 2147483647},
             },
         ],
         "bindings": [
@@ -634,6 +635,18 @@ def without(kind, name):
             "type is classic",
         ),
         (without("bindings", "celery.dead_letters"), "_dead_letters", (), "is not bound"),
+        (
+            change("queues", "celery.dead_letters", effective_policy_definition={}),
+            "_dead_letters",
+            (),
+            "the delivery limit of celery.dead_letters is not set, not 2147483647",
+        ),
+        (
+            change("queues", "celery.dead_letters", arguments={"x-queue-type": "quorum", "x-delivery-limit": 20}),
+            "_dead_letters",
+            (),
+            "the delivery limit of celery.dead_letters is 20",
+        ),
         (None, "_bindings", (), "no facts of the RabbitMQ host were given"),
         ({"error": "HTTP 401 from results1"}, "_dlx", (), "HTTP 401 from results1"),
         ({"bindings": [1]}, "_bindings", (), "malformed"),

@@ -62,7 +62,7 @@ def facts():
     return {
         "host": "results1",
         "exchanges": [exchange("celery.results", "direct"), exchange("celery.dlx", "topic")],
-        "queues": [queue("celery.dead_letters", "quorum", {})]
+        "queues": [queue("celery.dead_letters", "quorum", {"delivery-limit": 2147483647})]
         + [queue(name, "stream", {"max-age": "86400s"}) for name in streams],
         "bindings": [binding("celery.dlx", "celery.dead_letters", "#")]
         + [binding("celery.results", name, name) for name in streams],

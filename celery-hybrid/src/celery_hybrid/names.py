@@ -1,7 +1,8 @@
 """Names on the wire.
 
 They are fixed, so that every version of this package, the ``rabbitmq`` role and a person with
-``rabbitmqctl`` agree on where a result is.
+``rabbitmqctl`` agree on where a result is. What must exist in RabbitMQ under these names stands in
+``rabbitmq/topology.json``; a test compares both.
 """
 
 from __future__ import annotations
@@ -61,10 +62,6 @@ def letters_exchange(routing_key: str) -> str:
 
 TASK_KEY_PREFIX = "task."
 """Begins the routing key of a task's dead letter; its reason follows, see :mod:`celery_hybrid.tasks.dead_letters`."""
-
-SEGMENT_BYTES = 16_000_000
-"""Size of a stream's segment. Retention drops whole segments, so it bounds what outlives its expiry."""
-
 
 ID_HEADER = "id"
 """Header with the whole id of a record whose properties only hold its hash, see :func:`short_id`."""

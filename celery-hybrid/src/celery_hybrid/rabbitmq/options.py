@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 from celery_hybrid.errors import OptionError
+from celery_hybrid.rabbitmq.objects import default
 
 SETTING = "result_backend_transport_options"
 
@@ -58,7 +59,7 @@ class Options:
         keyfile: key of the client certificate.
     """
 
-    partitions: int = _option(16, minimum=1)
+    partitions: int = _option(default("partitions"), minimum=1)
     declare: bool = _option(False)
     connect_timeout: float = _option(3.0, minimum=0.1)
     socket_timeout: float = _option(3.0, minimum=0.1)

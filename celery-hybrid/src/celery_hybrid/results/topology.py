@@ -9,26 +9,12 @@ from typing import Any
 import amqp
 
 from celery_hybrid.errors import TopologyError
-from celery_hybrid.names import (
-    DEAD_LETTER_EXCHANGE,
-    DEAD_LETTER_QUEUE,
-    JOURNAL_QUEUE,
-    REFUSED_EXCHANGE,
-    REFUSED_RESULT_KEY,
-    RESULTS_EXCHANGE,
-    SEGMENT_BYTES,
-    archive_stream,
-)
+from celery_hybrid.names import ARCHIVE_PREFIX, RESULTS_EXCHANGE, archive_stream
 from celery_hybrid.rabbitmq.confirms import ConfirmedChannel
 from celery_hybrid.rabbitmq.connection import HOW_TO_DECLARE, translated
+from celery_hybrid.rabbitmq.objects import arguments, objects
 from celery_hybrid.rabbitmq.options import SETTING, Options
 from celery_hybrid.rabbitmq.records import SEED, Record
-
-#: The kernel writes what is older than half a minute (vm.dirty_expire_centisecs, 30 s by default).
-JOURNAL_SECONDS = 300
-
-#: What the rabbitmq role says by default (rabbitmq_dead_letters_expire).
-LETTERS_SECONDS = 30 * 24 * 3600
 
 _CHECKING = "the result store's objects"
 
@@ -45,22 +31,15 @@ def check(connection: amqp.Connection, options: Options) -> None:
         TopologyError: the message names the object, the vhost and the remedy.
     """
     where = f"vhost {connection.virtual_host!r}"
+    wanted = objects(partitions=options.partitions)
     with connection.channel() as channel:
-        ask = partial(channel.exchange_declare, RESULTS_EXCHANGE, "direct", passive=True)
-        _exists(ask, RESULTS_EXCHANGE, where)
-        for partition in range(options.partitions):
-            name = archive_stream(partition)
-            try:
-                _exists(partial(channel.queue_declare, name, passive=True), name, where)
-            except TopologyError as exc:
-                if partition == 0:
-                    raise
-                raise TopologyError(
-                    f"{exc} If there are meant to be {partition} streams, set {SETTING} = "
-                    f"{{'partitions': {partition}}} in every process."
-                ) from exc
-        if options.survive_power_loss:
-            _exists(partial(channel.queue_declare, JOURNAL_QUEUE, passive=True), JOURNAL_QUEUE, where)
+        for exchange in _used(wanted["exchanges"], options):
+            if exchange.get("checked"):
+                ask = partial(channel.exchange_declare, exchange["name"], exchange["type"], passive=True)
+                _exists(ask, exchange["name"], where)
+        for queue in _used(wanted["queues"], options):
+            if queue.get("checked"):
+                _queue_exists(channel, queue["name"], where)
     surplus = archive_stream(options.partitions)
     with translated(_CHECKING):
         asking = ConfirmedChannel(connection)
@@ -88,45 +67,47 @@ def declare(connection: amqp.Connection, options: Options, expires: float | None
     Raises:
         ResultStoreError: the user has no right to, or an object exists with other arguments.
     """
-    streams: dict[str, Any] = {"x-queue-type": "stream", "x-stream-max-segment-size-bytes": SEGMENT_BYTES}
-    if expires:
-        streams["x-max-age"] = f"{max(1, int(expires))}s"
-    letters = {
-        "x-queue-type": "quorum",
-        "x-max-length": 100_000,
-        "x-max-length-bytes": 2**30,
-        "x-overflow": "reject-publish",
-        "x-message-ttl": LETTERS_SECONDS * 1000,
-        # Each look at a letter counts as a delivery, and RabbitMQ 4 drops what was delivered 20 times. 3.10 refuses
-        # -1, which stands for no limit.
-        "x-delivery-limit": 2**31 - 1,
-    }
-
+    wanted = objects(partitions=options.partitions, result_expires=max(1, int(expires)) if expires else None)
+    bindings = _used(wanted["bindings"], options)
     with translated(_CHECKING), connection.channel() as channel:
-        channel.exchange_declare(RESULTS_EXCHANGE, "direct", durable=True, auto_delete=False)
-        channel.exchange_declare(DEAD_LETTER_EXCHANGE, "topic", durable=True, auto_delete=False)
-        channel.exchange_declare(REFUSED_EXCHANGE, "direct", durable=True, auto_delete=False)
-        channel.exchange_bind(DEAD_LETTER_EXCHANGE, REFUSED_EXCHANGE, REFUSED_RESULT_KEY)
-    for partition in range(options.partitions):
-        name = archive_stream(partition)
-        _declare_queue(connection, name, streams, RESULTS_EXCHANGE, name)
-    if options.survive_power_loss:
-        journal = {"x-queue-type": "quorum", "x-message-ttl": JOURNAL_SECONDS * 1000}
-        _declare_queue(connection, JOURNAL_QUEUE, journal, RESULTS_EXCHANGE, JOURNAL_QUEUE)
-    _declare_queue(connection, DEAD_LETTER_QUEUE, letters, DEAD_LETTER_EXCHANGE, "#")
+        for exchange in _used(wanted["exchanges"], options):
+            channel.exchange_declare(exchange["name"], exchange["type"], durable=True, auto_delete=False)
+        for each in bindings:
+            if each.get("destination_type") == "exchange":
+                channel.exchange_bind(each["destination"], each["source"], each["routing_key"])
+    for queue in _used(wanted["queues"], options):
+        _declare_queue(connection, queue["name"], arguments(queue, wanted["policies"]))
+    with translated(_CHECKING), connection.channel() as channel:
+        for each in bindings:
+            if each.get("destination_type", "queue") == "queue":
+                channel.queue_bind(each["destination"], each["source"], routing_key=each["routing_key"])
 
 
-def _declare_queue(
-    connection: amqp.Connection, name: str, arguments: dict[str, Any], exchange: str, routing_key: str
-) -> None:
+def _used(declared: list[dict[str, Any]], options: Options) -> list[dict[str, Any]]:
+    """Those of the objects that the options ask for."""
+    return [each for each in declared if "option" not in each or getattr(options, each["option"])]
+
+
+def _declare_queue(connection: amqp.Connection, name: str, wanted: dict[str, Any]) -> None:
     try:
         with connection.channel() as channel:
             channel.queue_declare(name, passive=True)
     except amqp.exceptions.NotFound:
         with translated(_CHECKING), connection.channel() as channel:
-            channel.queue_declare(name, durable=True, auto_delete=False, arguments=arguments)
-    with translated(_CHECKING), connection.channel() as channel:
-        channel.queue_bind(name, exchange, routing_key=routing_key)
+            channel.queue_declare(name, durable=True, auto_delete=False, arguments=wanted)
+
+
+def _queue_exists(channel: amqp.Channel, name: str, where: str) -> None:
+    try:
+        _exists(partial(channel.queue_declare, name, passive=True), name, where)
+    except TopologyError as exc:
+        _, found, partition = name.partition(ARCHIVE_PREFIX)
+        if not found or partition == "0":
+            raise
+        raise TopologyError(
+            f"{exc} If there are meant to be {partition} streams, set {SETTING} = "
+            f"{{'partitions': {partition}}} in every process."
+        ) from exc
 
 
 def _exists(ask: Callable[[], Any], name: str, where: str) -> None:

@@ -1,4 +1,7 @@
-"""Checks of the result store, RabbitMQ, over a connection of its own: py-amqp, nothing of the backend's code."""
+"""Checks of the result store, RabbitMQ, over a connection of its own: py-amqp, nothing of the backend's code.
+
+What must exist is read from the file that the ``rabbitmq`` role declares it from.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,20 @@ from typing import Any
 import amqp
 from kombu.utils.url import parse_url
 
+from celery_hybrid import names
+from celery_hybrid.names import ARCHIVE_PREFIX, REPLY_PREFIX
+from celery_hybrid.rabbitmq.objects import FORMER_QUEUES, arguments, default, objects
+
 from .report import Failed, Report, describe
 from .tcp import LEAST_DAYS, RENEW, reach, shaken
 
-#: Names on the wire; DEAD_LETTERS and DLX are what failed tasks go to.
-EXCHANGE = "celery.results"
-STREAM = "celery.results.{}"
-CHORDS = "celery.chords"
-JOURNAL = "celery.journal"
-DLX = "celery.dlx"
-DEAD_LETTERS = "celery.dead_letters"
-DEFAULT_PARTITIONS = 16
+EXCHANGE = names.RESULTS_EXCHANGE
+STREAM = f"{ARCHIVE_PREFIX}{{}}"
+DLX = names.DEAD_LETTER_EXCHANGE
+DEAD_LETTERS = names.DEAD_LETTER_QUEUE
+DEFAULT_PARTITIONS: int = default("partitions")
 
-_STREAM_NAME = re.compile(r"^celery\.results\.(\d+)$")
+_STREAM_NAME = re.compile(rf"^{re.escape(ARCHIVE_PREFIX)}(\d+)$")
 _PORTS = {"amqp": 5672, "amqps": 5671}
 _AGE_UNITS = {"Y": 31_536_000, "M": 2_592_000, "D": 86_400, "h": 3600, "m": 60, "s": 1}
 #: The remedy for whatever is not a RabbitMQ URL.
@@ -230,10 +234,10 @@ class Results:
     def _exchange(self) -> str:
         with self.connect() as connection:
             try:
-                connection.channel().exchange_declare(EXCHANGE, "direct", passive=True)
+                connection.channel().exchange_declare(EXCHANGE, _kind("exchanges", EXCHANGE), passive=True)
             except amqp.NotFound as exc:
                 raise Failed(f"{EXCHANGE} does not exist") from exc
-        return self._declared_exchange(EXCHANGE, "direct")
+        return self._declared_exchange(EXCHANGE, _kind("exchanges", EXCHANGE))
 
     def _streams(self) -> str:
         with self.connect() as connection:
@@ -243,8 +247,9 @@ class Results:
             raise Failed(f"missing: {', '.join(missing)}")
         queues = {queue["name"]: queue for queue in self._known("queues")}
         wrong = []
+        kind = _kind("queues", STREAM.format(0))
         for name in map(STREAM.format, range(self.partitions)):
-            wrong += _differences(name, queues.get(name), {"durable": True, "auto_delete": False}, "stream")
+            wrong += _differences(name, queues.get(name), {"durable": True, "auto_delete": False}, kind)
         if wrong:
             raise Failed("; ".join(wrong), _REDECLARE)
         return f"{self.partitions} durable streams"
@@ -273,13 +278,18 @@ class Results:
             for each in self._known("bindings")
             if each["source"] == EXCHANGE and each["destination_type"] == "queue"
         }
-        streams = {(name, name) for name in map(STREAM.format, range(self.partitions))}
+        declared = {
+            (each["destination"], each["routing_key"])
+            for each in objects(partitions=self.partitions)["bindings"]
+            if each["source"] == EXCHANGE
+        }
+        streams = {each for each in declared if each[0].startswith(ARCHIVE_PREFIX)}
         missing = sorted(name for name, _ in streams - found)
         # Clients bind their reply queues, each by its own name.
         strange = sorted(
             f"{queue} by {key!r}"
-            for queue, key in found - streams - {(CHORDS, CHORDS), (JOURNAL, JOURNAL)}
-            if not (queue == key and queue.startswith("celery.reply."))
+            for queue, key in found - declared
+            if not (queue == key and (queue in FORMER_QUEUES or queue.startswith(REPLY_PREFIX)))
         )
         if missing:
             raise Failed(f"not bound: {', '.join(missing)}")
@@ -310,22 +320,41 @@ class Results:
         return f"max-age {', '.join(sorted({str(age) for age in ages.values()}))}"
 
     def _dlx(self) -> str:
-        return self._declared_exchange(DLX, "topic")
+        return self._declared_exchange(DLX, _kind("exchanges", DLX))
 
     def _dead_letters(self) -> str:
         queues = {queue["name"]: queue for queue in self._known("queues")}
         if DEAD_LETTERS not in queues:
             raise Failed(f"{DEAD_LETTERS} does not exist")
-        wrong = _differences(DEAD_LETTERS, queues[DEAD_LETTERS], {"durable": True, "auto_delete": False}, "quorum")
+        queue, kind = queues[DEAD_LETTERS], _kind("queues", DEAD_LETTERS)
+        wrong = _differences(DEAD_LETTERS, queue, {"durable": True, "auto_delete": False}, kind)
         if wrong:
             raise Failed("; ".join(wrong), _REDECLARE)
+        [declared] = (each for each in objects()["bindings"] if each["destination"] == DEAD_LETTERS)
+        key = declared["routing_key"]
         bound = any(
-            each["source"] == DLX and each["destination"] == DEAD_LETTERS and each["routing_key"] == "#"
+            each["source"] == declared["source"] and each["destination"] == DEAD_LETTERS and each["routing_key"] == key
             for each in self._known("bindings")
         )
         if not bound:
-            raise Failed(f"{DEAD_LETTERS} is not bound to {DLX} with #: dead letters would be thrown away")
-        return "quorum, durable, bound with #"
+            raise Failed(f"{DEAD_LETTERS} is not bound to {DLX} with {key}: dead letters would be thrown away")
+        self._readings(queue)
+        return f"{kind}, durable, bound with {key}"
+
+    def _readings(self, queue: Mapping[str, Any]) -> None:
+        """Fail when a dead letter could be deleted by reading it: each reading counts as a delivery."""
+        wanted = objects()
+        [declared] = (each for each in wanted["queues"] if each["name"] == DEAD_LETTERS)
+        least = arguments(declared, wanted["policies"])["x-delivery-limit"]
+        limits = self._policy(queue).get("delivery-limit"), (queue.get("arguments") or {}).get("x-delivery-limit")
+        limit = min((int(each) for each in limits if each is not None), default=None)
+        if limit is None or 0 <= limit < least:
+            raise Failed(
+                f"the delivery limit of {DEAD_LETTERS} is {'not set' if limit is None else limit}, not {least}: "
+                "RabbitMQ 4 deletes a dead letter that was read more often than that, or 20 times when it is not set",
+                "Run the site playbook against the rabbitmq host; without the role, set the policy that the README of "
+                "celery-hybrid names for queues of earlier versions.",
+            )
 
     def _declared_exchange(self, name: str, kind: str) -> str:
         exchanges = {exchange["name"]: exchange for exchange in self._known("exchanges")}
@@ -360,6 +389,11 @@ class Results:
         ]
         fitting.sort(key=lambda policy: int(policy.get("priority", 0)))
         return dict(fitting[-1]["definition"]) if fitting else {}
+
+
+def _kind(objects_of: str, name: str) -> str:
+    """The declared type of an exchange or a queue."""
+    return next(str(each["type"]) for each in objects()[objects_of] if each["name"] == name)
 
 
 _REDECLARE = (

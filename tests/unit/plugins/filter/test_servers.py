@@ -15,6 +15,7 @@ FILTERS = [
     "host_limits",
     "password_problem",
     "rabbitmq_conf",
+    "rabbitmq_objects",
     "rabbitmq_partitions_problem",
     "rabbitmq_password_hash",
     "redis_acl",

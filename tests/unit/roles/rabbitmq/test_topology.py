@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 import yaml
+from ansible.errors import AnsibleFilterError
+from ansible_collections.celeryops.hybrid.plugins.filter.rabbitmq_objects import rabbitmq_objects
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._rabbitmq_objects import ABOUT
 
-ROLE = Path(__file__).parents[4] / "roles" / "rabbitmq"
-TOPOLOGY = yaml.safe_load((ROLE / "vars" / "main.yml").read_text())["__rabbitmq_topology"]
-# The names as they are with the defaults.
-RIGHTS = {item["user"].strip("{} "): item for item in TOPOLOGY["permissions"]}
+from celery_hybrid.rabbitmq import objects
+
+ROOT = Path(__file__).parents[4]
+DECLARED = json.loads((ROOT / "celery-hybrid/src/celery_hybrid/rabbitmq/topology.json").read_text())
+TOPOLOGY = DECLARED["objects"]
+RIGHTS = {item["user"].strip("${}"): item for item in TOPOLOGY["permissions"]}
 
 REPLY = "celery.reply.0b8cf7b1"
 STREAM = "celery.results.15"
@@ -19,7 +25,7 @@ STREAM = "celery.results.15"
 
 def may(user, right, name):
     # RabbitMQ searches with the pattern, it does not match the whole name.
-    return re.search(RIGHTS[f"rabbitmq_{user}_user"].get(right, "^$"), name) is not None
+    return re.search(RIGHTS[f"{user}_user"].get(right, "^$"), name) is not None
 
 
 @pytest.mark.parametrize("user", ["worker", "client"])
@@ -97,3 +103,38 @@ def test_policies_apply_to_what_they_name_and_to_nothing_else():
     names = [STREAM, "celery.results.0", "celery.results", "celery.dead_letters", REPLY, "xcelery.results.1"]
     assert [name for name in names if re.search(patterns["celery.results"], name)] == [STREAM, "celery.results.0"]
     assert [name for name in names if re.search(patterns["celery.dead_letters"], name)] == ["celery.dead_letters"]
+
+
+def test_role_and_package_read_the_same_from_the_file():
+    values = {name: each["default"] for name, each in DECLARED["values"].items()} | {"partitions": 3}
+    passwords = {name: f"password {name}" for name, value in values.items() if value is None}
+    package = objects.objects(partitions=3, **passwords)
+    assert rabbitmq_objects(DECLARED, values | passwords) == {
+        kind: [{name: value for name, value in item.items() if name not in ABOUT} for item in items]
+        for kind, items in package.items()
+    }
+
+
+def test_values_of_the_file_are_variables_of_the_role():
+    defaults = yaml.safe_load((ROOT / "roles/rabbitmq/defaults/main.yml").read_text())
+    given = yaml.safe_load((ROOT / "roles/rabbitmq/vars/main.yml").read_text())["__rabbitmq_values"]
+    assert list(given) == list(DECLARED["values"])
+    for name, value in DECLARED["values"].items():
+        assert value["variable"] in defaults
+        assert value["variable"] in given[name]
+
+
+def test_defaults_of_the_file_are_those_of_the_role():
+    rendered = json.loads(Path(__file__).with_name("topology_defaults.json").read_text())
+    filled = objects.objects()
+    for user in rendered["users"]:
+        user.pop("password", None)
+    assert rendered == {
+        kind: [{name: value for name, value in item.items() if name not in ABOUT} for item in items]
+        for kind, items in filled.items()
+    }
+
+
+def test_missing_value_is_named():
+    with pytest.raises(AnsibleFilterError, match="no value for 'admin_user'"):
+        rabbitmq_objects(DECLARED, {"vhost": "celery"})
