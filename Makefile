@@ -74,9 +74,8 @@ lint: venv ## yamllint, ansible-lint, ruff, mypy
 	@ansible-lint --offline
 	@ruff check .
 	@ruff format --check .
-	@MYPYPATH=tests/hosts mypy tests/hosts tests/cores tests/package tests/modules/run.py tests/bench/topology.py tests/celery_suite/run.py demo tools
-	@MYPYPATH=tests/hosts:tests/bench mypy tests/bench/transport.py
-	@for suite in bench faults chaos; do MYPYPATH="tests/hosts:tests/$$suite" mypy "tests/$$suite/run.py" || exit; done
+	@mypy tests/hosts tests/support tests/cores tests/package tests/modules/run.py tests/celery_suite/run.py \
+		tests/bench/run.py tests/bench/transport.py tests/bench/topology.py tests/chaos/run.py tests/chaos/outages.py demo tools
 	@python3 tools/variables.py --check
 	@python3 tools/topology.py --check
 	@python3 tools/dashboards.py --check
@@ -88,49 +87,49 @@ test-unit: venv ## the unit tests of plugins, roles and tools
 
 .PHONY: test-cores
 test-cores: venv ## unit tests and syntax with the oldest ansible-core that is promised, and the newest
-	@python3 tests/cores/run.py
+	@python3 -m tests.cores.run
 
 .PHONY: test-modules
 test-modules: venv ## the modules, against RabbitMQ 3.10 and 4.0, Redis 7.0 and 8.0, Valkey 8.1
-	@python3 tests/modules/run.py
+	@python3 -m tests.modules.run
 
 .PHONY: test-package
 test-package: venv ## the tests of celery-hybrid, against RabbitMQ 3.10 and 4.0
-	@python3 tests/package/run.py
+	@python3 -m tests.package.run
 
 .PHONY: test-chaos
 test-chaos: venv ## the short form of 'make chaos': our side only (3 minutes; CHAOS='--seed 1')
-	@python3 tests/chaos/run.py --quick $(CHAOS)
+	@python3 -m tests.chaos.run --quick $(CHAOS)
 
 ## long runs, not part of 'make test'
 
 .PHONY: test-celery
 test-celery: venv ## Celery's own integration tests with this backend and with Redis', both counted (half an hour each)
-	@nice python3 tests/celery_suite/run.py
+	@nice python3 -m tests.celery_suite.run
 
 .PHONY: test-compatibility
 test-compatibility: venv ## Flower, RedBeat, Sentry, OpenTelemetry and others beside workers, in pinned versions (docs/compatibility.md)
-	@python3 tests/package/run.py compatibility
+	@python3 -m tests.package.run compatibility
 
 .PHONY: test-faults
 test-faults: venv ## kill, stop, cut and fill RabbitMQ under load, and count what was lost or changed (8 minutes; FAULTS=--quick: 2)
-	@python3 tests/faults/run.py $(FAULTS)
+	@python3 -m tests.chaos.outages $(FAULTS)
 
 .PHONY: chaos
 chaos: venv ## kill, stop, cut, pause and fill everything under 12,000 tasks and 160 chords, stock Celery beside it (20 minutes; CHAOS='--seed 1')
-	@python3 tests/chaos/run.py $(CHAOS)
+	@python3 -m tests.chaos.run $(CHAOS)
 
 .PHONY: bench
 bench: venv ## measure the result backend beside its rivals in one run (10 minutes; BENCH=--quick: 2)
-	@python3 tests/bench/run.py $(BENCH)
+	@python3 -m tests.bench.run $(BENCH)
 
 .PHONY: bench-transport
 bench-transport: venv ## measure the transport beside kombu's own (4 minutes; BENCH=--quick: 1)
-	@python3 tests/bench/transport.py $(BENCH)
+	@python3 -m tests.bench.transport $(BENCH)
 
 .PHONY: bench-topology
 bench-topology: venv ## measure rabbitmq_topology beside community.rabbitmq (4 minutes; BENCH='--rounds 3')
-	@python3 tests/bench/topology.py $(BENCH)
+	@python3 -m tests.bench.topology $(BENCH)
 
 .PHONY: installed
 installed: venv

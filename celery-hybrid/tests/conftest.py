@@ -28,7 +28,6 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 TASKS = Path(__file__).parent / "integration"
-sys.path.insert(0, str(TASKS))
 
 # Read by hybrid_tasks in this process and in the workers.
 os.environ.setdefault("CELERY_HYBRID_TEST_QUEUE", f"hybrid-tests-{uuid.uuid4().hex[:8]}")

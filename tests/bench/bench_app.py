@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 
 from celery import Celery
-from deployed import role_settings
 from kombu import Queue
+
+from tests.support.deployed import role_settings
 
 app = Celery("bench")
 app.conf.update(

@@ -19,10 +19,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import amqp
-from bench_app import add, app, total
 from celery import chain, chord, states
 from celery.app.task import Context
 from celery.result import AsyncResult, ResultSet
+
+from tests.bench.bench_app import add, app, total
 
 TIMEOUT = 120
 
@@ -37,7 +38,7 @@ def request(task_id: str) -> Context:
     """Return what a worker knows of a task when it stores the result."""
     return Context(
         id=task_id,
-        task="bench_app.add",
+        task=add.name,
         args=[2, 2],
         kwargs={},
         hostname="bench@localhost",

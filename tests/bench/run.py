@@ -4,10 +4,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Measure the result backend beside its rivals, in one run on one machine.
 
-One host of ``molecule/inventory/bench.yml`` carries Redis and RabbitMQ, set up by the roles. Both sides of a pair take
+One host of ``tests/inventory/bench.yml`` carries Redis and RabbitMQ, set up by the roles. Both sides of a pair take
 turns, so that whatever else the machine does meets both; what counts is the ratio. No figure makes this fail.
 
-    tests/bench/run.py [--quick] [--image debian12] [--write docs/benchmarks.md]
+    python -m tests.bench.run [--quick] [--image debian12] [--write docs/benchmarks.md]
 """
 
 from __future__ import annotations
@@ -22,17 +22,14 @@ import re
 import secrets
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from report import Report
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hosts"))
-import lab
-from lab import INVENTORIES, PACKAGE, PINS, ROOT, STATE, host, python_path, say, secret, venv
+from tests.bench.report import Report
+from tests.support import lab
+from tests.support.lab import INVENTORIES, PACKAGE, PINS, ROOT, STATE, host, say, secret, venv
 
 HERE = Path(__file__).resolve().parent
 # Debian release: (inventory, address of its only host). RabbitMQ 3.10 is on Debian 12, 4.0 on Debian 13.
@@ -116,7 +113,7 @@ class Side:
             "BENCH_BROKER": self.broker,
             "BENCH_RESULTS": (worker and self.worker_results) or self.results,
             "BENCH_QUEUE": f"bench-{self.name}",
-            "PYTHONPATH": python_path(HERE),
+            "PYTHONPATH": str(ROOT),
         }
 
 
@@ -131,7 +128,7 @@ class Probe:
         self.side = side
         with (CACHE / f"{side.name}-client.log").open("a") as log:
             self._process = subprocess.Popen(
-                [side.venv / "bin" / "python", HERE / "probe.py"],
+                [side.venv / "bin" / "python", "-m", "tests.bench.probe"],
                 env=side.environment(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -171,7 +168,12 @@ class Worker:
     """A worker of a side: prefork, two children."""
 
     def __init__(self, side: Side) -> None:
-        command = ["--app=bench_app", "worker", f"--queues=bench-{side.name}", f"--hostname={side.name}@bench"]
+        command = [
+            "--app=tests.bench.bench_app",
+            "worker",
+            f"--queues=bench-{side.name}",
+            f"--hostname={side.name}@bench",
+        ]
         with (CACHE / f"{side.name}-worker.log").open("a") as log:
             self._process = subprocess.Popen(
                 [side.venv / "bin" / "celery", *command, "--pool=prefork", "--concurrency=2", "--loglevel=WARNING"],

@@ -4,11 +4,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Measure rabbitmq_topology beside the modules of community.rabbitmq, in one run on one machine.
 
-Both declare the same 25 objects on the host of ``molecule/inventory/bench.yml``, each in a vhost of its own, first
+Both declare the same 25 objects on the host of ``tests/inventory/bench.yml``, each in a vhost of its own, first
 where nothing is and then where all is. Then ours compares 1,000 objects. What counts is the ratio; no figure makes
 this fail.
 
-    tests/bench/topology.py [-i INVENTORY] [--rounds 1] [--keep] [--write docs/topology-benchmark.md]
+    python -m tests.bench.topology [-i INVENTORY] [--rounds 1] [--keep] [--write docs/topology-benchmark.md]
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ def measure(inventory: Path, rounds: int) -> list[str]:
     return [
         "# Benchmark of rabbitmq_topology",
         "",
-        "Written by `tests/bench/topology.py --write`, not by hand. Both sides declare the same 25 objects in one run",
+        "Written by `make bench-topology`, not by hand. Both sides declare the same 25 objects in one run",
         "on one machine, which may do other things meanwhile; **the ratios are what counts**. Times are in seconds,",
         "from the start of the first task to the end of the last one, over SSH: the median, the smallest and the",
         "largest of all rounds. Ours takes one task for all objects, theirs one for each (permissions go with the",
@@ -263,7 +263,7 @@ def write_facts(folder: Path) -> Path:
 def main() -> None:
     """Bring the host up, measure, print, and remove the host, whatever happens."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("-i", "--inventory", type=Path, default=ROOT / "molecule" / "inventory" / "bench.yml")
+    parser.add_argument("-i", "--inventory", type=Path, default=ROOT / "tests" / "inventory" / "bench.yml")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--keep", action="store_true", help="leave the host, for the next run")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the report there as well")

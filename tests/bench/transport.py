@@ -4,10 +4,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Measure the transport beside kombu's own, in one run against one Redis.
 
-One host of ``molecule/inventory/bench.yml`` carries Redis, set up by the roles; sender and workers run here. What
+One host of ``tests/inventory/bench.yml`` carries Redis, set up by the roles; sender and workers run here. What
 counts is the ratio; no figure makes this fail.
 
-    tests/bench/transport.py [--quick] [--image debian12] [--write docs/transport-benchmark.md]
+    python -m tests.bench.transport [--quick] [--image debian12] [--write docs/transport-benchmark.md]
 """
 
 from __future__ import annotations
@@ -15,13 +15,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-from pathlib import Path
 
-from run import CACHE, HERE, Servers, facts, load, main
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hosts"))
-from lab import PACKAGE, PINS, markdown, say, venv
+from tests.bench.run import CACHE, Servers, facts, load, main
+from tests.support.lab import PACKAGE, PINS, ROOT, markdown, say, venv
 
 
 def rows_of(servers: Servers, *, quick: bool) -> list[list[str]]:
@@ -32,9 +28,13 @@ def rows_of(servers: Servers, *, quick: bool) -> list[list[str]]:
     """
     python = venv(CACHE / "venv", *PINS, package=PACKAGE) / "bin" / "python"
     # The user's password is not for arguments.
-    environment = {**os.environ, "BENCH_REDIS": servers.throw_away_redis_user().replace("/0", "/9")}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "BENCH_REDIS": servers.throw_away_redis_user().replace("/0", "/9"),
+    }
     rows: list[list[str]] = []
-    command = [str(python), str(HERE / "transport_probe.py"), *(["--quick"] if quick else [])]
+    command = [str(python), "-m", "tests.bench.transport_probe", *(["--quick"] if quick else [])]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
             name, ours, stock, unit = json.loads(line)
@@ -54,7 +54,7 @@ def measure(servers: Servers, *, quick: bool) -> str:
         [
             "# Benchmark of the transport",
             "",
-            "Written by `tests/bench/transport.py --write`, not by hand: medians of three rounds in which both sides",
+            "Written by `make bench-transport`, not by hand: medians of three rounds in which both sides",
             "take turns on one machine. **The ratios are what counts.** Less is better for latency, and for what an",
             "idle worker asks of Redis; commands inside scripts count as well.",
             "",

@@ -8,7 +8,7 @@ The tests are those of Celery's source distribution. Both runs use the same brok
 logs in to RabbitMQ as a worker does. The Redis backend has a Redis without a password: tests keep their notes there,
 and some of them look at its channels.
 
-    run.py [--backend redis|hybrid|both] [--at ADDRESS] [arguments of pytest]
+    python -m tests.celery_suite.run [--backend redis|hybrid|both] [--at ADDRESS] [arguments of pytest]
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from urllib.parse import quote
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
-INVENTORY = ROOT / "molecule" / "inventory" / "celery_suite.yml"
+INVENTORY = ROOT / "tests" / "inventory" / "celery_suite.yml"
 ADDRESS = "10.213.21.13"
 SECRETS = ROOT / ".cache" / "hosts" / "secrets"
 CACHE = ROOT / ".cache" / "celery_suite"
@@ -154,7 +154,7 @@ def empty_redis(address: str, binaries: Path) -> None:
         f"redis-cli -h {address} -p {NOTES} ping >/dev/null 2>&1 || redis-server --port {NOTES} --bind {address}"
         " --protected-mode no --save '' --daemonize yes >/dev/null"
     )
-    must(sys.executable, ROOT / "tests" / "package" / "run.py", "--on", address, script)
+    must(sys.executable, "-m", "tests.package.run", "--on", address, script)
     code = "import os, redis; [redis.Redis.from_url(url).flushall() for url in os.environ['URLS'].split()]"
     urls = (f"redis://{address}:{NOTES}", f"redis://admin:{secret('redis_admin')}@{address}:6379")
     if run(binaries / "python", "-c", code, URLS=" ".join(urls)):

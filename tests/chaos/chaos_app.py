@@ -4,8 +4,8 @@
 """The application of the chaos suite, for both sides: ours has the consumer, transport and guard of celery-hybrid, the
 other one Celery's own. Everything else is the same: the settings of the role ``worker``, and where results are.
 
-Environment: that of ``faults_app``, and ``CHAOS_SIDE`` (``ours``, ``neighbour``, which is a second application like it,
-or ``stock``) and ``CHAOS_CLIENT`` (set in clients, which have kombu's transport on both sides).
+Environment: that of ``outages_app``, and ``CHAOS_SIDE`` (``ours``, ``neighbour``, which is a second application like
+it, or ``stock``) and ``CHAOS_CLIENT`` (set in clients, which have kombu's transport on both sides).
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from typing import Any
 import redis
 from celery import Celery, Task
 from celery.exceptions import Reject
-from deployed import role_settings
 from kombu import Queue
-from notes import note
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from celery_hybrid.guard import BeingDoneError, Claim, Guard, LostClaimError
 from celery_hybrid.tasks import transport
+from tests.support.deployed import role_settings
+from tests.support.notes import note
 
 SIDE = os.environ["CHAOS_SIDE"]
 OURS = SIDE != "stock"
-SEED = int(os.environ["FAULTS_SEED"])
-QUEUE = os.environ["FAULTS_QUEUE"]
+SEED = int(os.environ["CHAOS_SEED"])
+QUEUE = os.environ["CHAOS_QUEUE"]
 UNDELIVERABLE = f"{QUEUE}.undeliverable"
 PAUSE = 0.02
 #: Longer than a run lasts that no fault holds up, shorter than the visibility timeout.
@@ -48,9 +48,9 @@ _IDS = uuid.UUID("3d1f6a5e-52a1-4a53-8a0f-6c7e1f0a9d5b")
 app = Celery("chaos")
 app.conf.update(
     role_settings(),
-    broker_url=os.environ["FAULTS_BROKER"],
-    result_backend=os.environ["FAULTS_RESULTS"],
-    result_backend_transport_options=json.loads(os.environ["FAULTS_OPTIONS"]),
+    broker_url=os.environ["CHAOS_BROKER"],
+    result_backend=os.environ["CHAOS_RESULTS"],
+    result_backend_transport_options=json.loads(os.environ["CHAOS_OPTIONS"]),
     result_expires=86400,
     task_default_queue=QUEUE,
     task_queues=[Queue(QUEUE)],
@@ -59,7 +59,7 @@ app.conf.update(
     broker_pool_limit=8,
     broker_transport_options={
         # What a killed worker held comes back within the time of a phase.
-        "visibility_timeout": float(os.environ["FAULTS_VISIBILITY"]),
+        "visibility_timeout": float(os.environ["CHAOS_VISIBILITY"]),
         "unacked_restore_interval": 2,
         "unacked_restore_throttle": 1,
         # As the role has it.

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The client processes of the chaos suite: one sends good and bad tasks, another one counts in the end.
 
-    client.py send LOAD                    sends good tasks, and bad ones and chords among them, see :func:`send`
-    client.py count FIRST LAST PATIENCE    waits until Redis has nothing left to do, and reads everything
+    client send LOAD                    sends good tasks, and bad ones and chords among them, see :func:`send`
+    client count FIRST LAST PATIENCE    waits until Redis has nothing left to do, and reads everything
 
 Both print one line of JSON. What was sent is noted in ``sent`` (number, since when), ``sent-bad`` (number, reason,
 kind) and ``sent-chord`` (number, state that it must end in, kind).
@@ -34,7 +34,9 @@ from urllib.parse import unquote, urlsplit
 import amqp
 import redis
 from celery import chain, chord, group, states
-from chaos_app import (
+
+from celery_hybrid.names import CHORDS_OPEN, CHORDS_READY
+from tests.chaos.chaos_app import (
     QUEUE,
     SEED,
     SIDE,
@@ -55,9 +57,7 @@ from chaos_app import (
     server,
     work,
 )
-from notes import NOTES, note
-
-from celery_hybrid.names import CHORDS_OPEN, CHORDS_READY
+from tests.support.notes import NOTES, note
 
 GOOD = '[["%s"], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
 MARKER = re.compile(rb"bad-(\d+)-")

@@ -4,7 +4,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Break everything between a task that was sent and its result, and count what is lost; stock Celery runs beside it.
 
-One host of ``molecule/inventory/chaos.yml`` carries Redis and RabbitMQ, set up by the roles; the workers of both sides
+One host of ``tests/inventory/chaos.yml`` carries Redis and RabbitMQ, set up by the roles; the workers of both sides
 and their clients run here, with the settings of deployed workers. Both sides live through the same faults at the same
 moments, each with its own queues in its own database of Redis:
 
@@ -15,7 +15,7 @@ moments, each with its own queues in its own database of Redis:
 Every task notes in files here, which no fault touches, that it runs and that it has its side effect. Lost is what was
 sent and has neither run with a readable result, nor is a dead letter, nor is still in Redis when everything is quiet.
 
-    tests/chaos/run.py [--quick] [--seed N] [--only PHASE]… [--keep] [--write docs/chaos.md]
+    python -m tests.chaos.run [--quick] [--seed N] [--only PHASE]… [--keep] [--write docs/chaos.md]
 
 The seed decides order, kinds and moments of the faults. This fails when our side loses something, begins a task twice
 while nobody died, has a side effect twice that the guard should have stopped, keeps a bad message under a wrong reason,
@@ -44,8 +44,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hosts"))
-from lab import (
+from tests.support.lab import (
     AMQP_PORT,
     INVENTORIES,
     PACKAGE,
@@ -60,7 +59,6 @@ from lab import (
     host,
     lines_of,
     markdown,
-    python_path,
     root,
     say,
     secret,
@@ -261,7 +259,7 @@ class Side:
             **common,
             "CHAOS_SIDE": name,
             "CHAOS_LETTERS": letters,
-            "FAULTS_NOTES": str(self.notes),
+            "CHAOS_NOTES": str(self.notes),
             "XDG_STATE_HOME": str(STATE_HOME / name),
         }
         self._environment: dict[str, str] = {}
@@ -292,7 +290,7 @@ class Side:
             visibility: timeout in seconds.
             apart: let the first one be on a host of its own, which can be cut off from RabbitMQ.
         """
-        self._common.update(FAULTS_QUEUE=queue, FAULTS_VISIBILITY=str(visibility))
+        self._common.update(CHAOS_QUEUE=queue, CHAOS_VISIBILITY=str(visibility))
         # A bad message that stays at the head of a queue of stock Celery would spoil all later phases.
         self._broker = {"ours": ("celery", 0), "neighbour": ("stock", 15)}.get(self.name, ("stock", 1 + number % 14))
         self.deaths.clear()
@@ -304,7 +302,14 @@ class Side:
             self.proxy = Proxy(self._servers.address, int(AMQP_PORT))
         for place in range(WORKERS):
             options = ["--pool=prefork", f"--concurrency={PROCESSES}", f"--hostname={self.name}{place}@chaos"]
-            command = ["--app=chaos_app", "worker", *options, "--loglevel=INFO", "--without-mingle", "--without-gossip"]
+            command = [
+                "--app=tests.chaos.chaos_app",
+                "worker",
+                *options,
+                "--loglevel=INFO",
+                "--without-mingle",
+                "--without-gossip",
+            ]
             own = {**environment, **(self._apart(environment) if self.proxy and place == 0 else {})}
             self.workers.append(Worker([self._programs / "celery", *command], own, log, HERE))
         self.ensure()
@@ -319,9 +324,9 @@ class Side:
 
     def _apart(self, environment: dict[str, str]) -> dict[str, str]:
         """Return the settings of a worker on a host of its own."""
-        login = environment["FAULTS_RESULTS"].rpartition("@")[0]
+        login = environment["CHAOS_RESULTS"].rpartition("@")[0]
         url = f"{login}@127.0.0.1:{self.proxy.port}/celery"
-        return {"FAULTS_RESULTS": url, "XDG_STATE_HOME": f"{environment['XDG_STATE_HOME']}/apart"}
+        return {"CHAOS_RESULTS": url, "XDG_STATE_HOME": f"{environment['XDG_STATE_HOME']}/apart"}
 
     def ensure(self) -> None:
         """Start those again that have ended, after a while, as systemd does."""
@@ -339,12 +344,12 @@ class Side:
 
     def client(self, *arguments: Any) -> Client:
         """Start a client."""
-        program = (self._programs / "python", HERE / "client.py")
+        program = (self._programs / "python", "-m", "tests.chaos.client")
         environment = {
             **self._common,
             **self._servers.environment("client", *self._broker),
             "CHAOS_CLIENT": "1",
-            "CHAOS_LOOK": self._servers.environment("client", "stock", self._broker[1])["FAULTS_BROKER"],
+            "CHAOS_LOOK": self._servers.environment("client", "stock", self._broker[1])["CHAOS_BROKER"],
         }
         return Client(program, environment, CACHE / f"{self.name}-client.log", *arguments)
 
@@ -1124,9 +1129,9 @@ def main() -> int:
         servers = Servers(ADDRESS)
         common = {
             **os.environ,
-            "FAULTS_SEED": f"{options.seed}{secrets.randbelow(10**6):06}",
-            "FAULTS_OPTIONS": "{}",
-            "PYTHONPATH": python_path(HERE),
+            "CHAOS_SEED": f"{options.seed}{secrets.randbelow(10**6):06}",
+            "CHAOS_OPTIONS": "{}",
+            "PYTHONPATH": str(ROOT),
         }
         common.pop("STATE_DIRECTORY", None)
         names = ["stock"] if options.side == "stock" else ["ours", "neighbour"]

@@ -4,9 +4,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run the tests of the modules against servers that the roles have set up.
 
-Each host of ``molecule/inventory/modules.yml`` carries a Redis and a RabbitMQ of one Debian release.
+Each host of ``tests/inventory/modules.yml`` carries a Redis and a RabbitMQ of one Debian release.
 
-    tests/modules/run.py [--keep] [-i INVENTORY] [arguments of pytest]
+    python -m tests.modules.run [--keep] [-i INVENTORY] [arguments of pytest]
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hosts"))
-from lab import BIN, PINS, ROOT, venv
+from tests.support.lab import BIN, PINS, ROOT, venv
 
 ENVIRONMENT = {
     **os.environ,
@@ -47,7 +46,7 @@ def run_tests(host: str, inventory: Path, stock: Path, arguments: list[str]) -> 
 def main() -> int:
     """Run the tests, on fresh hosts unless some are kept; remove these, whatever happens."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("-i", "--inventory", default=ROOT / "molecule" / "inventory" / "modules.yml", type=Path)
+    parser.add_argument("-i", "--inventory", default=ROOT / "tests" / "inventory" / "modules.yml", type=Path)
     parser.add_argument("--keep", action="store_true", help="leave the hosts, for the next run")
     arguments, rest = parser.parse_known_args()
     inventory = arguments.inventory.resolve()

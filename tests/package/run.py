@@ -4,7 +4,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run the tests of celery-hybrid against servers that the roles have set up.
 
-Each host of ``molecule/inventory/package.yml`` carries a Redis and a RabbitMQ of one Debian release. The
+Each host of ``tests/inventory/package.yml`` carries a Redis and a RabbitMQ of one Debian release. The
 tests get the rights of a client, their workers those of a worker, never those of an administrator.
 """
 
@@ -21,8 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hosts"))
-from lab import BIN, INVENTORIES, PACKAGE, ROOT, STATE, secret
+from tests.support.lab import BIN, INVENTORIES, PACKAGE, ROOT, STATE, secret
 
 INVENTORY = INVENTORIES / "package.yml"
 LOGS = ROOT / ".cache" / "package"
@@ -80,7 +79,7 @@ def run_on(row: tuple[str, str, tuple[str, ...]]) -> int:
                 CELERY_HYBRID_TEST_BROKER_ADMIN=f"redis://admin:{secret('redis_admin')}@{address}:6379/0",
                 CELERY_HYBRID_TEST_RESULTS=f"amqp://client:{secret('rabbitmq_client')}@{address}:5672/celery",
                 CELERY_HYBRID_TEST_WORKER=f"amqp://worker:{secret('rabbitmq_worker')}@{address}:5672/celery",
-                CELERY_HYBRID_TEST_SHELL=f"{sys.executable} {__file__} --on {address}",
+                CELERY_HYBRID_TEST_SHELL=f"env PYTHONPATH={ROOT} {sys.executable} -m tests.package.run --on {address}",
             )
         text = path.read_text()
         counts = "; ".join(re.findall(r"^.*(?:passed|failed).* in .*$", text, re.MULTILINE))

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-FILE = Path(__file__).resolve().parents[2] / "chaos" / "run.py"
+from tests.chaos import run
+
 WORKER, CHILD = 10, 11
 OTHER, OTHERS_CHILD = 20, 21
 
 
 @pytest.fixture(scope="module")
 def chaos() -> Any:
-    spec = importlib.util.spec_from_file_location("chaos_run", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return run
 
 
 def side(**options: Any) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import testhosts
+from tests.hosts import testhosts
 
 GOOD = {
     "ansible_host": "10.213.1.11",

@@ -4,13 +4,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Kill, stop, cut off and fill RabbitMQ under load, and count what becomes of every result.
 
-One host of ``molecule/inventory/faults.yml`` carries Redis and RabbitMQ, set up by the roles; a worker and the clients
+One host of ``tests/inventory/faults.yml`` carries Redis and RabbitMQ, set up by the roles; a worker and the clients
 run here. In each phase tasks are sent at a steady rate before, during and after a fault. Each notes that it runs, and
 returns a value that follows from its number and the seed. When everything is quiet again, a fresh process with the
 rights of a client reads every result by its id. A result that cannot be read is lost, another value or state is
 changed; either makes this fail, and so does a client that hangs.
 
-    tests/faults/run.py [--quick] [--seed N] [--image debian12] [--phase NAME]…
+    python -m tests.chaos.outages [--quick] [--seed N] [--image debian12] [--phase NAME]…
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hosts"))
-from lab import (
+from tests.support.lab import (
     AMQP_PORT,
     INVENTORIES,
     PACKAGE,
@@ -46,7 +45,6 @@ from lab import (
     host,
     lines_of,
     markdown,
-    python_path,
     say,
     small_disk,
     venv,
@@ -294,13 +292,13 @@ class Run:
         self.margin = 2.0 if quick else 3.0
         self.common = {
             **os.environ,
-            "FAULTS_QUEUE": f"faults-{secrets.token_hex(4)}",
-            "FAULTS_SEED": str(seed),
-            "FAULTS_NOTES": str(NOTES),
-            "FAULTS_VISIBILITY": "150",
-            "FAULTS_OPTIONS": "{}",
+            "CHAOS_QUEUE": f"faults-{secrets.token_hex(4)}",
+            "CHAOS_SEED": str(seed),
+            "CHAOS_NOTES": str(NOTES),
+            "CHAOS_VISIBILITY": "150",
+            "CHAOS_OPTIONS": "{}",
             "XDG_STATE_HOME": str(CACHE / "state"),
-            "PYTHONPATH": python_path(HERE),
+            "PYTHONPATH": str(ROOT),
         }
         self.common.pop("STATE_DIRECTORY", None)
         self.client = {**self.common, **servers.environment("client")}
@@ -321,12 +319,12 @@ class Run:
             environment = {
                 **self.common,
                 **self.servers.environment("worker"),
-                "FAULTS_VISIBILITY": str(phase.visibility),
-                "FAULTS_OPTIONS": json.dumps(phase.options),
+                "CHAOS_VISIBILITY": str(phase.visibility),
+                "CHAOS_OPTIONS": json.dumps(phase.options),
             }
             self._settings = settings
             options = ["--pool=prefork", f"--concurrency={PROCESSES}", "--loglevel=INFO", "--hostname=worker@faults"]
-            command = ["--app=faults_app", "worker", *options, "--without-mingle", "--without-gossip"]
+            command = ["--app=tests.chaos.outages_app", "worker", *options, "--without-mingle", "--without-gossip"]
             self.faults.worker = Worker([self.programs / "celery", *command], environment, CACHE / "worker.log", HERE)
             self.faults.worker.ensure()
         return self.faults.worker
@@ -375,7 +373,7 @@ class Run:
 
     def client_that(self, *arguments: Any) -> Client:
         """Start a client."""
-        program = (self.programs / "python", HERE / "client.py")
+        program = (self.programs / "python", "-m", "tests.chaos.outages_client")
         return Client(program, self.client, CACHE / "client.log", *arguments)
 
     def wait_for(self, number: int) -> None:

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The application of the fault scenario, with the settings that the role ``worker`` gives every worker.
 
-Environment: ``FAULTS_BROKER``, ``FAULTS_RESULTS``, ``FAULTS_QUEUE``, ``FAULTS_SEED``, ``FAULTS_NOTES`` (a folder for
-what the processes note), ``FAULTS_VISIBILITY`` (seconds) and ``FAULTS_OPTIONS`` (of the backend, JSON).
+Environment: ``CHAOS_BROKER``, ``CHAOS_RESULTS``, ``CHAOS_QUEUE``, ``CHAOS_SEED``, ``CHAOS_NOTES`` (a folder for
+what the processes note), ``CHAOS_VISIBILITY`` (seconds) and ``CHAOS_OPTIONS`` (of the backend, JSON).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import uuid
 from typing import Any
 
 from celery import Celery, states
-from deployed import role_settings
 from kombu import Queue
-from notes import note
 
 from celery_hybrid.rabbitmq.records import RESULT, Record
 from celery_hybrid.results.outbox import Outbox
 from celery_hybrid.results.writer import Writer
+from tests.support.deployed import role_settings
+from tests.support.notes import note
 
-SEED = int(os.environ["FAULTS_SEED"])
+SEED = int(os.environ["CHAOS_SEED"])
 CHORD = 10
 
 _SMALLEST, _LARGEST = 100, 20_000
@@ -36,15 +36,15 @@ _IDS = uuid.UUID("8c7f0b8e-4d0b-4c3a-9a52-0f4d0a3f6f1e")
 app = Celery("faults")
 app.conf.update(
     role_settings(),
-    broker_url=os.environ["FAULTS_BROKER"],
-    result_backend=os.environ["FAULTS_RESULTS"],
-    result_backend_transport_options=json.loads(os.environ["FAULTS_OPTIONS"]),
+    broker_url=os.environ["CHAOS_BROKER"],
+    result_backend=os.environ["CHAOS_RESULTS"],
+    result_backend_transport_options=json.loads(os.environ["CHAOS_OPTIONS"]),
     result_expires=86400,
-    task_default_queue=os.environ["FAULTS_QUEUE"],
-    task_queues=[Queue(os.environ["FAULTS_QUEUE"])],
+    task_default_queue=os.environ["CHAOS_QUEUE"],
+    task_queues=[Queue(os.environ["CHAOS_QUEUE"])],
     # What a killed worker held comes back within the time of a phase.
     broker_transport_options={
-        "visibility_timeout": float(os.environ["FAULTS_VISIBILITY"]),
+        "visibility_timeout": float(os.environ["CHAOS_VISIBILITY"]),
         "unacked_restore_interval": 1,
         "unacked_restore_throttle": 1,
     },

@@ -21,17 +21,12 @@ from typing import Any
 from urllib.parse import quote
 
 ROOT = Path(__file__).resolve().parents[2]
-INVENTORIES = ROOT / "molecule" / "inventory"
+INVENTORIES = ROOT / "tests" / "inventory"
 STATE = ROOT / ".cache" / "hosts"
 PACKAGE = ROOT / "celery-hybrid"
 BIN = ROOT / ".venv" / "bin"
 PINS = ("celery[redis]==5.7.0", "kombu==5.7.0", "redis==8.1.0", "amqp==5.4.2")
 AMQP_PORT, REDIS_PORT = "5672", "6379"
-
-
-def python_path(folder: Path) -> str:
-    """Return where the processes of a suite find its modules, and those that all suites share."""
-    return os.pathsep.join((str(folder), str(Path(__file__).parent)))
 
 
 class Servers:
@@ -64,8 +59,8 @@ class Servers:
         password = secret(f"rabbitmq_{user}")
         broker_password = secret("redis" if broker_user == "celery" else f"redis_{broker_user}")
         return {
-            "FAULTS_BROKER": f"redis://{broker_user}:{broker_password}@{self.address}:{REDIS_PORT}/{database}",
-            "FAULTS_RESULTS": f"amqp://{user}:{password}@{self.address}:{AMQP_PORT}/celery",
+            "CHAOS_BROKER": f"redis://{broker_user}:{broker_password}@{self.address}:{REDIS_PORT}/{database}",
+            "CHAOS_RESULTS": f"amqp://{user}:{password}@{self.address}:{AMQP_PORT}/celery",
         }
 
 
@@ -168,13 +163,13 @@ class Client:
     """A process with the rights of a client; its answer is one line of JSON.
 
     Args:
-        program: the interpreter and the script.
+        program: the interpreter and the module.
         environment: of the process.
         log: file for what it complains about.
         arguments: what it shall do, and values for it.
     """
 
-    def __init__(self, program: Sequence[Path], environment: dict[str, str], log: Path, *arguments: Any) -> None:
+    def __init__(self, program: Sequence[str | Path], environment: dict[str, str], log: Path, *arguments: Any) -> None:
         self._log = log
         with log.open("a") as file:
             self._process = subprocess.Popen(

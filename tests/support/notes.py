@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-NOTES = Path(os.environ["FAULTS_NOTES"])
+NOTES = Path(os.environ["CHAOS_NOTES"])
 
 
 def note(what: str, *words: object) -> None:

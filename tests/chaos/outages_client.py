@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The client processes of the fault scenario: one sends tasks and waits for some, another one reads all results.
 
-    client.py send FIRST LEAST RATE PAUSE PATIENCE    until standard input ends and at least LEAST tasks are sent
-    client.py read FIRST COUNT CHORDS
+    outages_client send FIRST LEAST RATE PAUSE PATIENCE    until standard input ends and at least LEAST tasks are sent
+    outages_client read FIRST COUNT CHORDS
 
 Both print one line of JSON in the end; ``send`` prints an empty line when it begins.
 """
@@ -25,8 +25,9 @@ from typing import Any
 from celery import chord, states
 from celery.exceptions import BackendGetMetaError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
-from faults_app import CHORD, app, body_of, fails, id_of, part, total, value_of, work
 from kombu.exceptions import OperationalError
+
+from tests.chaos.outages_app import CHORD, app, body_of, fails, id_of, part, total, value_of, work
 
 # One of so many tasks is waited for, one chord is sent in so many seconds.
 SHARE = 5

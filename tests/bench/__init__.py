@@ -1,0 +1,1 @@
+"""Benchmarks: the result backend, the transport and ``rabbitmq_topology`` beside their rivals."""

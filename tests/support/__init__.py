@@ -1,0 +1,1 @@
+"""What the suites share that load servers or break them."""
