@@ -31,6 +31,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.chaos.strokes import fill, memory_alarm, standing_still
 from tests.support.lab import (
     AMQP_PORT,
     INVENTORIES,
@@ -183,20 +184,15 @@ class Faults:
         try:
             self.servers.shell("systemctl stop rabbitmq-server")
             self.hold(seconds / 2)
-            with (SMALL_DISK / "others").open("wb", buffering=0) as file, contextlib.suppress(OSError):
-                while True:
-                    file.write(bytes(4096))
+            fill(SMALL_DISK / "others")
             self.hold(seconds / 2)
         finally:
             self.start_rabbitmq()
 
     def frozen(self, seconds: float) -> None:
         """RabbitMQ's process stands still; the kernel goes on taking bytes for it."""
-        try:
-            self.servers.shell("kill -STOP $(pidof beam.smp)")
+        with standing_still(self.servers, "beam.smp"):
             self.hold(seconds)
-        finally:
-            self.servers.shell("kill -CONT $(pidof beam.smp)")
 
     def cut(self, seconds: float) -> None:
         """Nothing comes through between this machine and RabbitMQ."""
@@ -210,12 +206,8 @@ class Faults:
 
     def memory_alarm(self, seconds: float) -> None:
         """RabbitMQ's memory alarm goes off."""
-        limit = self.servers.shell("rabbitmqctl eval 'vm_memory_monitor:get_vm_memory_high_watermark().'")
-        try:
-            self.servers.shell("rabbitmqctl -q set_vm_memory_high_watermark 0.00001")
+        with memory_alarm(self.servers):
             self.hold(seconds)
-        finally:
-            self.servers.shell(f"rabbitmqctl eval 'vm_memory_monitor:set_vm_memory_high_watermark({limit}).'")
 
     def disk_alarm(self, seconds: float) -> None:
         """RabbitMQ's disk alarm goes off."""

@@ -44,6 +44,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from tests.chaos.strokes import fill, memory_alarm, standing_still
 from tests.support.lab import (
     AMQP_PORT,
     INVENTORIES,
@@ -538,11 +539,8 @@ class Faults:
                 for pid in pids:
                     send(pid, signal.SIGCONT)
         else:
-            try:
-                self.servers.shell(f"kill -STOP $(pidof {what})")
+            with standing_still(self.servers, what):
                 self.hold(seconds)
-            finally:
-                self.servers.shell(f"kill -CONT $(pidof {what})")
         self.between(2, 4)
 
     def pause_worker(self) -> None:
@@ -600,9 +598,7 @@ class Faults:
         try:
             with self.filter_results.dropping(both=True):
                 self.between(2, 4)
-                with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-                    while True:
-                        file.write(bytes(4096))
+                fill(filler)
                 self.between(2, 4)
             self.between(3, 5)
         finally:
@@ -611,12 +607,8 @@ class Faults:
 
     def memory_alarm(self) -> None:
         """RabbitMQ's memory alarm goes off."""
-        limit = self.servers.shell("rabbitmqctl eval 'vm_memory_monitor:get_vm_memory_high_watermark().'")
-        try:
-            self.servers.shell("rabbitmqctl -q set_vm_memory_high_watermark 0.00001")
+        with memory_alarm(self.servers):
             self.between(4, 8)
-        finally:
-            self.servers.shell(f"rabbitmqctl eval 'vm_memory_monitor:set_vm_memory_high_watermark({limit}).'")
         self.between(2, 4)
 
     def stop_rabbitmq(self) -> None:
