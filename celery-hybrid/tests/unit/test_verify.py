@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from celery import Celery
+from celery import Celery, _state
 from kombu.exceptions import ContentDisallowed
 
 from celery_hybrid.verify import Check, Report, Request, RequestError, names
@@ -229,6 +229,9 @@ def configuration(tmp_path, monkeypatch):
     monkeypatch.delenv("CELERY_RESULT_BACKEND", raising=False)
     monkeypatch.delenv("CELERY_BROKER_URL", raising=False)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    # Shared tasks of other tests would count as the application's.
+    own = {each for each in _state._on_app_finalizers if each.__module__ == "celery.app.builtins"}
+    monkeypatch.setattr(_state, "_on_app_finalizers", own)
 
     def write(application=None, **changes):
         name = f"config_{tmp_path.name}".replace("-", "_")
