@@ -61,7 +61,7 @@ def rows(options: dict[str, Any], defaults: dict[str, Any], prefix: str = "") ->
 
 
 def readme(role: Path) -> str:
-    """Return the role's README with its table made anew."""
+    """Return the role's README with a new table."""
     options = yaml.safe_load((role / "meta" / "argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
     defaults = yaml.safe_load((role / "defaults" / "main.yml").read_text()) or {}
     table = ["| variable | type | default | meaning |", "|---|---|---|---|", *rows(options, defaults)]

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, celeryops.hybrid contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The application of the benchmarks: one task, and the settings that the role ``worker`` gives every worker.
+"""The application of the benchmarks: one task, and the settings that the ``worker`` role gives every worker.
 
 Environment: ``BENCH_BROKER``, ``BENCH_RESULTS`` and ``BENCH_QUEUE``, which differ from side to side and nothing else.
 """

@@ -46,7 +46,7 @@ class Size:
     """How much is measured.
 
     Attributes:
-        patience: seconds after which a case begins no further round, so that a busy machine does not take for ever.
+        patience: seconds after which a case begins no further round, so that a busy machine finishes in bounded time.
         idle: seconds.
         live: results that are kept while others look.
         processes: that look.

@@ -224,7 +224,7 @@ def workers(url: str, kind: str, count: int) -> Iterator[None]:
         child = os.fork()
         if child == 0:
             try:
-                # The banner is no row.
+                # The banner is not a row.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 worker_ready.connect(lambda **_: os.write(write_end, b"."), weak=False)
                 alone = ("--without-mingle", "--without-gossip", "--without-heartbeat")

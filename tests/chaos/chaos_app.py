@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The application of the chaos suite, for both sides: ours has the consumer, transport and guard of celery-hybrid, the
-other one Celery's own. Everything else is the same: the settings of the role ``worker``, and where results are.
+other one Celery's own. Everything else is the same: the settings of the ``worker`` role, and where results are.
 
 Environment: that of ``outages_app``, and ``CHAOS_SIDE`` (``ours``, ``neighbour``, which is a second application like
 it, or ``stock``) and ``CHAOS_CLIENT`` (set in clients, which have kombu's transport on both sides).

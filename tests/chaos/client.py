@@ -95,7 +95,7 @@ def odd(body: str = GOOD, kind: str = JSON, exchange: str = "", **headers: Any) 
 
 
 def element(text: bytes) -> Callable[[int], None]:
-    """Return what puts an element into the queue that is no message."""
+    """Return what puts an element into the queue that is not a message."""
     return lambda number: server().lpush(QUEUE, text % (b"bad-%d-" % number))
 
 
@@ -121,7 +121,7 @@ def bomb(number: int) -> None:
 
 
 def bare(number: int) -> None:
-    """Send a message that is no task's."""
+    """Send a message that does not belong to a task."""
     publish(number, f'{{"hello": "bad-{number}-"}}'.encode(), {})
 
 
@@ -290,7 +290,7 @@ def look() -> redis.Redis:
 
 
 def elements(client: redis.Redis) -> list[bytes]:
-    """Return all that is in Redis and not done: queued, in somebody's hands, set aside, undeliverable."""
+    """Return all that is in Redis and not done: queued, unacknowledged, set aside, undeliverable."""
     found: list[bytes] = []
     for key in (QUEUE, UNDELIVERABLE, "celery.undecodable"):
         found += client.lrange(key, 0, -1)  # type: ignore[misc]
@@ -341,7 +341,7 @@ def settle(patience: float) -> float:
     return time.monotonic() - begun
 
 
-#: A bad message that is no task's has no record, so it is PENDING.
+#: A bad message without a task has no record, so it is PENDING.
 _SETTLED = states.READY_STATES | {states.PENDING}
 
 
@@ -380,7 +380,7 @@ def lines(notes: str, first: int, last: int) -> list[int]:
 
 
 def is_right(meta: dict[str, Any], number: int) -> bool:
-    """Tell whether it is the result of a good task."""
+    """Return whether it is the result of a good task."""
     return bool(meta["status"] == states.SUCCESS and meta["result"] == number)
 
 

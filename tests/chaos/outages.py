@@ -65,7 +65,7 @@ PROCESSES = 4
 NUMBERS = 100_000
 # Nothing may take longer, whatever hangs.
 LIMIT = 900
-# So long nothing may happen while something is still to be done.
+# Seconds without progress, while something is still to be done, after which a run gives up.
 STUCK = 30.0
 # After so many tasks each of the worker's processes has run some, and has its connections.
 WARM = 30
@@ -326,7 +326,7 @@ class Run:
         first = number * NUMBERS
         worker = self.worker_for(phase)
         starts = worker.starts
-        # Not for ever where a task may never run, and longer than any backlog elsewhere.
+        # Not indefinitely where a task may never run, and longer than any backlog elsewhere.
         load = (first, phase.least, phase.rate, phase.pause, 45 if phase.drops else 150)
         with contextlib.closing(self.client_that("send", *load)) as sender:
             if not sender.line():
@@ -377,7 +377,7 @@ class Run:
             time.sleep(0.1)
 
     def settle(self, phase: Phase, numbers: range) -> None:
-        """Wait until all tasks have run and the outbox is empty, but not for ever."""
+        """Wait until all tasks have run and the outbox is empty, for a limited time."""
         # A busy machine may take its time, but something has to happen.
         # Others take over what was seen overdue twice, 15 s apart, and each look is up to 5 s late.
         patience = phase.visibility + 30 if phase.drops else STUCK

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, celeryops.hybrid contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The application of the fault scenario, with the settings that the role ``worker`` gives every worker.
+"""The application of the fault scenario, with the settings that the ``worker`` role gives every worker.
 
 Environment: ``CHAOS_BROKER``, ``CHAOS_RESULTS``, ``CHAOS_QUEUE``, ``CHAOS_SEED``, ``CHAOS_NOTES`` (a folder for
 what the processes note), ``CHAOS_VISIBILITY`` (seconds) and ``CHAOS_OPTIONS`` (of the backend, JSON).
@@ -60,7 +60,7 @@ def id_of(number: int, what: str = "task") -> str:
 
 
 def fails(number: int) -> bool:
-    """Tell whether a task ends with an error: one of twenty does."""
+    """Return whether a task ends with an error: one of twenty does."""
     return random.Random(f"{SEED}/fails/{number}").random() < 0.05  # noqa: S311
 
 

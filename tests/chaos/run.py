@@ -82,7 +82,7 @@ LEASE = 6.0
 SHORT = 4.0
 # A worker finishes the chord of another one half a minute after that began to.
 CHORD_SECONDS = 30.0
-# So soon after a pause a process begins the task that it had been given before.
+# Seconds after a pause within which a process begins the task that it had been given before.
 HANDED_SECONDS = 0.5
 # systemd's RestartSec of a worker that exits.
 RESTART_SECONDS = 2.0
@@ -695,7 +695,7 @@ class Row:
 
     @property
     def failed(self) -> bool:
-        """Tell whether our side has failed."""
+        """Return whether our side has failed."""
         return bool(self.faults)
 
 

@@ -114,7 +114,7 @@ def run(command: Sequence[str], *, stdin: bytes | None = None, check: bool = Tru
     """Run a command and return it; on failure raise :exc:`TestHostsError` with its last words."""
     environment = {**os.environ, "CONTAINERS_CONF": str(STATE / "containers.conf")}
     try:
-        # Not in the checkout: what watches over a container keeps its folder for ever, and is nobody at work.
+        # Not in the checkout: what watches over a container keeps its folder open, and does not count as work.
         raw = subprocess.run(
             privileged(command), input=stdin, capture_output=True, check=False, env=environment, cwd="/"
         )
@@ -322,7 +322,7 @@ def ensure_image(image: str) -> str:
 
 
 def at_work(checkout: str) -> bool:
-    """Tell whether a program or a shell works in a checkout."""
+    """Return whether a program or a shell works in a checkout."""
     for process in Path("/proc").glob("[0-9]*/cwd"):
         # Processes end while they are looked at, and those of others can't be seen.
         with contextlib.suppress(OSError):

@@ -192,7 +192,7 @@ class Client:
         self._process.stdin.close()
 
     def running(self) -> bool:
-        """Tell whether it is still at it."""
+        """Return whether it is still running."""
         return self._process.poll() is None
 
     def answer(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -230,7 +230,7 @@ def root(*command: str, check: bool = True) -> int:
 
 
 def run(*command: str | Path, output: Any = None) -> None:
-    """Run a command in the checkout; what it says is no part of the table."""
+    """Run a command in the checkout; its output is not part of the table."""
     settings = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_DISPLAY_OK_HOSTS": "false"}
     subprocess.run([str(part) for part in command], cwd=ROOT, env=settings, check=True, stdout=output or sys.stderr)
 

@@ -1,4 +1,4 @@
-"""What the playbook 'verify' proves on hosts that are well; it leaves nothing that the diagnosis would find."""
+"""What the `verify` playbook proves on hosts that are well; it leaves nothing that the diagnosis would find."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the diagnosis says is stuck is recovered with the playbook 'purge', and not before file and workers are aligned.
+"""What the diagnosis says is stuck is recovered with the `purge` playbook, and not before file and workers are aligned.
 
 After the symptoms, which must not find the traces of these tests.
 """

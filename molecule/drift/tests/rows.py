@@ -510,7 +510,7 @@ RABBITMQ = (
     ),
 )
 
-# Of those who have TLS.
+# Deployments with TLS.
 TLS = (
     Row(
         "redis",
@@ -750,7 +750,7 @@ WORKER = (
 
 
 def _mode(group: str, path: str, declared: str, actual: str, covers: str) -> Row:
-    """A file or folder whose mode somebody has changed."""
+    """A file or folder whose mode was changed by hand."""
     return Row(group, path, f"mode={declared}", f"mode={actual}", f"chmod {actual} {path}", (f"monitoring: {covers}",))
 
 
@@ -926,7 +926,7 @@ EXEMPT_FILES = {
     "rabbitmq/tasks/plugins.yml": "does what a handler asks for",
     "rabbitmq/tasks/restart.yml": "does what a handler asks for",
     "redis/tasks/restart.yml": "does what a handler asks for",
-    "worker/tasks/release_back.yml": "of the playbook release: puts back what it has changed",
-    "worker/tasks/release_prepare.yml": "of the playbook release: goes through the steps of the role",
+    "worker/tasks/release_back.yml": "of the release playbook: puts back what it has changed",
+    "worker/tasks/release_prepare.yml": "of the release playbook: goes through the steps of the role",
     "worker/tasks/environment.yml": "builds what 'Take the virtual environment into use' declares",
 }

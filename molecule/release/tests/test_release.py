@@ -257,7 +257,7 @@ def test_shutdown_of_a_host(phase):
     assert wait_until(lambda: re.search("[1-9] tasks run", status("worker2")), 60)
     before = started("worker2")
     shell("worker2", "systemctl poweroff")
-    # Nobody answers any more, or somebody new does: it has drained.
+    # No worker answers, or a new one does: it has drained.
     assert wait_until(lambda: started("worker2") != before, 120)
     subprocess.run([*tool, "up", f"--inventory={INVENTORY}"], check=True, timeout=300)
     assert wait_until(lambda: started("worker2") not in ("", before) and serves("worker2"), 120)

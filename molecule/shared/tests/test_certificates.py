@@ -1,4 +1,4 @@
-"""A certificate is replaced while tasks run: nobody notices but those who connect anew."""
+"""A certificate is replaced while tasks run: only new connections notice."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def state(root_shell, addresses):
 
 
 def shown(addresses):
-    """The certificate that each server shows to those who connect now."""
+    """The certificate that each server shows to new connections."""
     trusted = ssl.create_default_context(cafile=STATE / "tls" / PROJECT / "ca.pem")
     found = {}
     for group, port in PORTS.items():

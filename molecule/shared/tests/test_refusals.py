@@ -1,4 +1,4 @@
-"""Bad input ends a play early, with a sentence that names variable or host and remedy, and changes nothing."""
+"""Bad input ends a play early, with an error that names variable or host and remedy, and changes nothing."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def test_log_has_no_error(host):
     # that they are back before its streams. Each is two lines of one Erlang process.
     doors = ("login refused", "refused for user", "vhost other not found", "vhost  not found", ":5690 ")
     # And celery_verify's question whether there are more streams than there should be: 4.0 logs the answer.
-    # Whoever only knocks at the port may be gone before RabbitMQ has set up its end: einval, enotconn.
+    # A client that only opens the port may be gone before RabbitMQ has set up its end: einval, enotconn.
     # A channel that a client leaves may be gone when its supervisor comes to end it: shutdown_error.
     excused = (
         *doors,

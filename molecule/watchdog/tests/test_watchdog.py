@@ -103,7 +103,7 @@ def test_what_hangs_is_restarted(units, worker, answered):
 
 
 def test_a_worker_that_waits_for_a_dead_connection_is_restarted(units, servers, answered):
-    """Redis is there, and does not answer: without a limit on its sockets a worker would wait for ever."""
+    """Redis is there, and does not answer: without a limit on its sockets a worker would wait indefinitely."""
     default = units[0]
     before, begun = default.restarts, time.monotonic()
     redis = Unit(servers, "redis-server")

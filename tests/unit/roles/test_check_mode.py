@@ -1,4 +1,4 @@
-"""A look for drift runs in check mode without --check, which 'ansible_check_mode' does not notice."""
+"""A drift check runs in check mode without --check, which 'ansible_check_mode' does not notice."""
 
 from __future__ import annotations
 

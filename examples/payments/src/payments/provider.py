@@ -38,7 +38,7 @@ class Provider:
 
         Args:
             key: idempotency key, the id of the payment.
-            amount: in the currency's smallest unit, because money is no floating-point number.
+            amount: in the currency's smallest unit, because money is not a floating-point number.
             currency: three-letter code.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The filters of the roles redis and rabbitmq: found by name, documented, and clear about what they refuse."""
+"""The filters of the `redis` and `rabbitmq` roles: found by name, documented, and clear about what they refuse."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def test_what_a_run_has_left_unused_is_reported_until_it_is_in_use(path, tmp_pat
     assert not pending.exists()
     bring(*entries[1:])
     assert bring(*entries, pending=pending)["changed_paths"] == [str(path)]
-    # Whoever would have restarted has not come that far.
+    # The handler that would have restarted was not reached.
     for check in (True, False):
         again = bring(*entries, check=check, pending=pending)
         assert again["changed_paths"] == [str(path)]

@@ -47,7 +47,7 @@ def test_what_was_moved_is_told_until_the_restart(move, tmp_path):
     result = move()
     assert found(result) == expected
     assert set(result["moved"]) == {str(unit), str(drop_in)}
-    # Whoever would have restarted has not come that far.
+    # The handler that would have restarted was not reached.
     waits = "moved aside, and still in use: a run ended before the restart"
     for check in (True, False):
         assert found(move(check=check)) == {str(unit): waits, str(drop_in): waits}

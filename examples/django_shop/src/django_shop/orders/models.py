@@ -10,7 +10,7 @@ from django.db import models
 
 
 class Order(models.Model):
-    """So many of one item; amounts are in cents, because money is no floating-point number."""
+    """A quantity of one item; amounts are in cents, because money is not a floating-point number."""
 
     item = models.CharField(max_length=100)
     quantity = models.PositiveIntegerField()
