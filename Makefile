@@ -32,7 +32,7 @@ $(COLLECTION):
 	@ln -sfn ../../../.. $@
 
 .PHONY: venv
-venv: $(VENV)/.installed | $(COLLECTION) ## make the virtual environment
+venv: $(VENV)/.installed | $(COLLECTION) ## create the virtual environment
 
 .PHONY: images
 images: | system-packages ## build the images of the test hosts
@@ -59,23 +59,25 @@ demo-ssh: ## open a shell on a host of the demo (HOST=worker1)
 	@python3 demo/demo.py ssh '$(HOST)'
 
 .PHONY: demo-down
-demo-down: ## remove every trace of the demo
+demo-down: ## remove the demo completely
 	@python3 demo/demo.py down
 
 ## the tests
 
 .PHONY: test
-test: ## run everything that CI runs: lint, unit tests, older and newer cores, the modules' tests, the package's tests, a short chaos, molecule
+test: ## everything that CI runs: lint, unit tests, older and newer cores, modules, package, a short chaos run, molecule
 	@tests/run.sh lint unit cores modules package chaos molecule
 
 .PHONY: lint
-lint: venv ## yamllint, ansible-lint, ruff, mypy
+lint: venv ## yamllint, ansible-lint, ruff, mypy, spelling, wording, generated documentation
 	@yamllint .
 	@ansible-lint --offline
 	@ruff check .
 	@ruff format --check .
 	@mypy tests/hosts tests/support tests/cores tests/package tests/modules/run.py tests/celery_suite/run.py \
 		tests/bench/run.py tests/bench/transport.py tests/bench/topology.py tests/chaos/run.py tests/chaos/outages.py demo tools
+	@git ls-files -z | xargs -0 codespell
+	@python3 tools/wording.py
 	@python3 tools/variables.py --check
 	@python3 tools/topology.py --check
 	@python3 tools/dashboards.py --check
@@ -104,7 +106,7 @@ test-chaos: venv ## the short form of 'make chaos': our side only (3 minutes; CH
 ## long runs, not part of 'make test'
 
 .PHONY: test-celery
-test-celery: venv ## Celery's own integration tests with this backend and with Redis', both counted (half an hour each)
+test-celery: venv ## Celery's own integration tests with this backend and with the Redis backend (half an hour each)
 	@nice python3 -m tests.celery_suite.run
 
 .PHONY: test-compatibility
@@ -142,11 +144,11 @@ test-molecule: installed ## the whole stack, on Debian 12 and 13 (SCENARIO=name 
 	@tests/molecule.sh $(or $(SCENARIO),stack_on_debian12 stack_on_debian13)
 
 .PHONY: test-operations
-test-operations: installed ## drift, releases, hanging workers, diagnosis, each broken and repaired on hosts (half an hour)
+test-operations: installed ## drift, releases, hanging workers and diagnosis on hosts (three quarters of an hour)
 	@tests/molecule.sh drift release watchdog diagnose
 
 .PHONY: docs
-docs: venv ## write the tables of variables into the READMEs, and those of docs/topology.md
+docs: venv ## generate the tables of variables in the READMEs and those of docs/topology.md
 	@python3 tools/variables.py
 	@python3 tools/topology.py
 
@@ -155,6 +157,6 @@ build: venv ## build the collection's tarball into dist/
 	@ansible-galaxy collection build --force --output-path dist
 
 .PHONY: clean
-clean: ## remove what make has made in this checkout, but not the demo
+clean: ## remove everything that make created in this checkout, except the demo
 	@test ! -e .demo || { echo "clean: the demo uses these files: run 'make demo-down' first" >&2; exit 1; }
 	@rm -rf $(VENV) .cache .ansible dist .mypy_cache .pytest_cache .ruff_cache $(PACKAGE)/.tox
