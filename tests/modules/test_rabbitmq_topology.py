@@ -209,7 +209,7 @@ def test_bad_input_changes_nothing(topology, info, vhost):
     assert info() == before
 
 
-def test_half_failed_run_says_what_was_done_and_goes_on(topology, vhost):
+def test_half_failed_run_reports_what_was_done_and_goes_on(topology, vhost):
     declared = {
         "exchanges": [{"vhost": vhost, "name": "first"}, {"vhost": vhost, "name": "bad", "type": "x-no-such-type"}],
         "queues": [{"vhost": vhost, "name": "last"}],
@@ -223,7 +223,7 @@ def test_half_failed_run_says_what_was_done_and_goes_on(topology, vhost):
     assert [one["name"] for one in topology(**declared)["differences"]] == [f"{vhost}/bad", f"{vhost}/last"]
 
 
-def test_prune_takes_what_nobody_declared_and_leaves_what_is_protected(topology, info, vhost, user):
+def test_prune_deletes_undeclared_and_keeps_protected_objects(topology, info, vhost, user):
     mine = {"vhost": vhost, "name": "mine"}
     topology(queues=[mine, {**mine, "name": "theirs"}, {**mine, "name": "celery.reply.x"}])
     topology(exchanges=[{**mine, "name": "theirs"}])
@@ -265,7 +265,7 @@ def test_no_message_is_deleted(topology, login, info, vhost, connect):
         request(login, "DELETE", f"queues/{quote(vhost, safe='')}/{quote(queue['name'], safe='')}")
 
 
-def test_what_is_empty_is_made_anew_and_bound_as_it_was(topology, info, vhost, connect, monkeypatch):
+def test_empty_queue_is_recreated_and_bound_as_before(topology, info, vhost, connect, monkeypatch):
     # Nothing has ever been in it, so no statistics need to be waited for.
     monkeypatch.setattr(writing, "STALE", 1)
     queue, exchange = {"vhost": vhost, "name": ODD}, {"vhost": vhost, "name": "e"}
@@ -316,7 +316,7 @@ def test_messages_are_kept_by_a_shovel(host, topology, info, login, vhost, conne
     counted(login, vhost, ODD, 0)
 
 
-def test_closed_vhost_is_told(topology, vhost, connect):
+def test_closed_vhost_is_reported(topology, vhost, connect):
     done = topology(vhost_limits=[{"vhost": vhost, "name": "max-connections", "value": 0}])
     assert "lets nobody in" in str(done["warnings"])
     with pytest.raises(NotAllowed):

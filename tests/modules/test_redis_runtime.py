@@ -90,7 +90,7 @@ class TestSettings:
     )
 
     @pytest.mark.parametrize(("name", "value", "words"), WRONG)
-    def test_what_is_wrong_gets_a_sentence_and_changes_nothing(
+    def test_wrong_input_gives_a_reason_and_changes_nothing(
         self, server: Server, name: str, value: Any, words: str
     ) -> None:
         result = server.run(settings=setting("hz", 20) + setting(name, value))
@@ -195,7 +195,7 @@ class TestUsers:
             ([OFF, ADMIN, {"name": "x", "rules": [">clear"]}], "'>clear' is no rule"),
         ],
     )
-    def test_what_is_wrong_gets_a_sentence_and_changes_nothing(
+    def test_wrong_input_gives_a_reason_and_changes_nothing(
         self, server: Server, users: list[dict[str, Any]], words: str
     ) -> None:
         listed = server.call("ACL", "LIST")

@@ -74,7 +74,7 @@ def test_an_unknown_id_is_pending(client: Any) -> None:
 
 
 @pytest.mark.parametrize("body", ["", "[]", "{}", '{"item": "book"}', '{"item": "book", "quantity": 0}'])
-def test_what_is_no_order_is_refused(client: Any, body: str) -> None:
+def test_invalid_order_is_refused(client: Any, body: str) -> None:
     assert client.post("/orders", body, content_type="application/json").status_code == 400
 
 

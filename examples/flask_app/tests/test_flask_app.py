@@ -60,7 +60,7 @@ def test_an_unknown_id_is_pending(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("body", [{}, [], {"numbers": 1}, {"numbers": ["1"]}, {"numbers": [True]}])
-def test_what_are_no_numbers_is_refused(client: FlaskClient, body: Any) -> None:
+def test_values_that_are_not_numbers_are_refused(client: FlaskClient, body: Any) -> None:
     assert client.post("/totals", json=body).status_code == 400
 
 

@@ -70,7 +70,7 @@ def test_the_same_id_with_another_amount_is_an_error(server: redis.Redis, paymen
 
 
 @pytest.mark.parametrize(("payment_id", "amount"), [("", 5), ("x", 0), ("x", -1)])
-def test_what_is_no_payment_is_refused(server: redis.Redis, payment_id: str, amount: int) -> None:
+def test_invalid_payment_is_refused(server: redis.Redis, payment_id: str, amount: int) -> None:
     with pytest.raises(ValueError, match="needs an id and an amount"):
         pay(payment_id, amount)
 
@@ -114,7 +114,7 @@ def test_while_another_run_is_at_work_this_one_waits(server: redis.Redis, paymen
     pay(payment_id)
 
 
-def test_a_crash_before_the_charge_does_not_block_for_ever(server: redis.Redis, payment_id: str) -> None:
+def test_crash_before_the_charge_does_not_block_indefinitely(server: redis.Redis, payment_id: str) -> None:
     guard = Guard(server, lease=1, keep=60, prefix="payments:guard:")
     guard.claim(payment_id)  # and then the worker is killed
     server.pexpire(f"payments:guard:{payment_id}", 1)

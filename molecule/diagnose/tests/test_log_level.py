@@ -46,7 +46,7 @@ def test_levels_are_raised_in_children_and_their_successors_and_put_back(shell: 
     assert shell("worker", "systemctl show -P MainPID celery-worker@default") == main
 
 
-def test_a_wrong_level_is_refused_and_a_second_reset_is_no_error(playbook: Any) -> None:
+def test_wrong_level_is_refused_and_second_reset_succeeds(playbook: Any) -> None:
     refused = playbook("log_level", "-e", "log_level=LOUD")
     assert refused.returncode == 2
     assert "is no level" in refused.stdout + refused.stderr

@@ -9,7 +9,7 @@ from typing import Any
 QUEUES = ("-e", '{"verify_queues": ["celery", "slow"]}')
 
 
-def test_a_pickled_task_is_refused_and_its_letter_found_with_the_right_to_look(playbook: Any) -> None:
+def test_pickled_task_is_refused_and_dead_letter_found_with_the_rights(playbook: Any) -> None:
     done = playbook("verify", *QUEUES)
     assert done.returncode == 0, done.stdout
     for queue in ("celery", "slow"):

@@ -221,7 +221,7 @@ def test_what_hides_others_is_seen_and_repaired(number, break_by_hand, hosts, lo
     assert code == 0, output[-5000:]
 
 
-def test_unreachable_host_is_no_clean_report(look):
+def test_unreachable_host_makes_the_report_not_clean(look):
     code, output, report = look("-e", "ansible_ssh_timeout=3", "--limit", "redis,worker", "-e", '{"ansible_port": 9}')
     assert code == 4, output[-2000:]
     assert {host["state"] for host in report["hosts"].values()} == {"blind"}

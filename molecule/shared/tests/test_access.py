@@ -150,7 +150,7 @@ FORBIDDEN = {
 
 @pytest.mark.parametrize("user", ["client", "worker", "monitoring"])
 @pytest.mark.parametrize("what", FORBIDDEN)
-def test_nobody_can_do_in_rabbitmq_what_is_not_theirs(addresses, secrets, user, what):
+def test_users_of_rabbitmq_have_only_their_rights(addresses, secrets, user, what):
     with (
         rabbit(addresses["rabbitmq"], user, secrets[f"rabbitmq_{user}"]) as connection,
         pytest.raises(amqp.AccessRefused),
@@ -174,7 +174,7 @@ def test_what_is_not_encrypted_cannot_be_reached(addresses, group, port):
     ("group", "port", "greeting"),
     [("redis", REDIS, b"*1\r\n$4\r\nPING\r\n"), ("rabbitmq", AMQP, b"AMQP\x00\x00\x09\x01")],
 )
-def test_a_port_for_tls_does_not_answer_in_clear(addresses, group, port, greeting):
+def test_tls_port_does_not_answer_plaintext(addresses, group, port, greeting):
     with socket.create_connection((addresses[group], port), 10) as connection:
         connection.sendall(greeting)
         try:

@@ -108,7 +108,7 @@ def test_application_that_does_not_import_leaves_the_old_one_running(
     assert root_shell(addresses["worker"], show).stdout == before
 
 
-def test_worker_that_starts_and_dies_is_told_with_its_journal(ansible_playbook, root_shell, addresses):
+def test_worker_that_starts_and_dies_is_reported_with_its_journal(ansible_playbook, root_shell, addresses):
     instances = [
         {"name": "default", "queues": ["celery"], "concurrency": 2},
         {"name": "slow", "queues": ["slow"], "concurrency": 1},

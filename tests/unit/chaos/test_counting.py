@@ -48,7 +48,7 @@ def test_second_run_is_excused_when_its_first_worker_died_in_between(chaos: Any,
 
 
 @pytest.mark.parametrize("death", [(OTHER, 105.0), (WORKER, 90.0), (WORKER, 120.0)])
-def test_death_of_another_or_at_another_time_is_no_excuse(chaos: Any, death: tuple[int, float]) -> None:
+def test_death_of_another_or_at_another_time_does_not_excuse(chaos: Any, death: tuple[int, float]) -> None:
     assert chaos.repeated(side(deaths=[death]), [], runs(chaos), {1: 99.0}) == ([], [1])
 
 
@@ -71,5 +71,5 @@ def test_run_that_was_given_to_a_process_before_its_pause_stood(chaos: Any) -> N
 
 
 @pytest.mark.parametrize("pause", [(CHILD, 90.0, 99.0), (CHILD, 102.0, 109.0), (OTHERS_CHILD, 100.5, 109.0)])
-def test_pause_before_or_behind_a_run_or_of_another_is_no_excuse(chaos: Any, pause: tuple[int, float, float]) -> None:
+def test_pause_outside_a_run_or_of_another_does_not_excuse(chaos: Any, pause: tuple[int, float, float]) -> None:
     assert chaos.repeated(side(pauses=[pause]), [], runs(chaos), {1: 99.0}) == ([], [1])

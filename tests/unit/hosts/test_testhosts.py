@@ -94,7 +94,7 @@ def test_hosts_in_use_are_never_taken_over(monkeypatch: pytest.MonkeyPatch, tmp_
         testhosts.take_over("example", str(tmp_path))
 
 
-def test_hosts_that_nobody_uses_are_taken_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unused_hosts_are_taken_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     removed = []
     monkeypatch.setenv(testhosts.TAKE_OVER, "1")
     monkeypatch.setattr(testhosts, "remove", lambda *what: removed.append(what))

@@ -31,6 +31,7 @@ def habits(tmp_path: Path, text: str, name: str = "page.md") -> list[str]:
         ("Whoever needs one more", "Whoever"),
         ("a clean look", "clean look"),
         ("is refused with a sentence", "with a sentence"),
+        ("def test_what_is_no_size_is_refused():", "is no"),
         ("holds 1 messages", "1 messages"),
     ],
 )

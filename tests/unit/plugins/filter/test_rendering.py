@@ -48,7 +48,7 @@ def test_long_values_get_a_line_for_each_entry() -> None:
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan, object(), {"a": {1, 2}}])
-def test_what_is_no_setting_is_refused(value: object) -> None:
+def test_invalid_setting_is_refused(value: object) -> None:
     with pytest.raises(TypeError):
         literal(value)
 

@@ -47,7 +47,7 @@ def test_redis_configuration_gives_the_reason_of_a_setting():
     assert load("redis_conf")(settings) == '# Because.\nappendonly yes\nsave ""\n'
 
 
-def test_redis_acl_holds_no_password_in_clear():
+def test_redis_acl_holds_no_plaintext_password():
     text = load("redis_acl")([{"name": "celery", "password": "0a8c5bd2a6e94f3f9d17c2be", "rules": ["~*", "+@read"]}])
     assert text.startswith("user celery on #")
     assert text.endswith(" ~* +@read\n")
@@ -95,7 +95,7 @@ def test_sizes_are_those_of_redis(size, count):
         ),
     ],
 )
-def test_what_is_wrong_is_said(name, arguments, reason):
+def test_wrong_input_is_reported(name, arguments, reason):
     with pytest.raises(AnsibleFilterError, match=reason) as error:
         load(name)(*arguments)
     assert f"celeryops.hybrid.{name}" in str(error.value)

@@ -58,7 +58,7 @@ def test_an_ordinary_deployment_is_fine() -> None:
     assert connection_problems(hosts(20), REDIS, RABBITMQ, 200) == []
 
 
-def test_what_redis_does_not_allow_is_a_sentence() -> None:
+def test_what_redis_refuses_gives_a_reason() -> None:
     (problem,) = connection_problems(hosts(2), {"maxclients": 50, "nofile": 65535}, RABBITMQ, 10)
     for word in (
         "2 instances of 2 worker hosts",
@@ -70,7 +70,7 @@ def test_what_redis_does_not_allow_is_a_sentence() -> None:
         assert word in problem
 
 
-def test_what_rabbitmq_does_not_allow_is_a_sentence() -> None:
+def test_what_rabbitmq_refuses_gives_a_reason() -> None:
     (problem,) = connection_problems(hosts(2), REDIS, {"nofile": 65536, "connection_max": 20}, 10)
     assert "RabbitMQ" in problem
     assert "connection_max" in problem

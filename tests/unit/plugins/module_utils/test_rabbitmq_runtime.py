@@ -31,7 +31,7 @@ def test_only_what_differs_is_set():
     assert ctl.asked[1] == 'vm_memory_monitor:set_vm_memory_high_watermark({absolute, "4GiB"}), ok.'
 
 
-def test_name_of_a_vhost_is_no_code():
+def test_vhost_name_is_not_run_as_code():
     assert 'a"b' not in settings_of(DECLARED)[2].read
     assert "<<97,34,98>>" in settings_of(DECLARED)[2].write
 
@@ -50,7 +50,7 @@ def test_what_is_wrong_is_refused_before_the_node_is_asked(parameters, words):
         settings_of(parameters)
 
 
-def test_node_that_does_not_run_is_told():
+def test_stopped_node_is_reported():
     with pytest.raises(NodeError, match=r"unable to perform.*Check that RabbitMQ runs"):
         Node(Rabbitmqctl(code=69, err="Error: unable to perform an operation\nmore\n")).differences(
             settings_of(DECLARED)

@@ -268,7 +268,7 @@ def test_a_stream_with_messages_is_not_deleted_and_the_vhost_is_open_again(monke
     ]
 
 
-def test_nothing_is_made_anew_while_a_client_is_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_recreated_while_a_client_is_connected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing.time, "sleep", lambda seconds: None)
     answers = {
         "users": [{"name": "worker"}],
@@ -285,7 +285,7 @@ def test_nothing_is_made_anew_while_a_client_is_connected(monkeypatch: pytest.Mo
     assert {path for _, path, _ in api.sent} == {"vhost-limits/celery/max-connections"}
 
 
-def test_what_is_made_anew_is_bound_as_it_was_and_put_back_when_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recreated_queue_is_bound_as_before_and_restored_when_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing.time, "sleep", lambda seconds: None)
     found = changes({"queues": [{**STREAM, "type": "quorum", "arguments": {}}]})
     writing.inspect(Memory(), found, "empty")
@@ -322,7 +322,7 @@ def test_what_is_made_anew_is_bound_as_it_was_and_put_back_when_refused(monkeypa
         ({"arguments": {"x-max-length": 2}}, "messages-kept", {}, "its declared length would drop"),
     ],
 )
-def test_a_queue_with_messages_is_made_anew_only_when_none_is_lost(
+def test_queue_with_messages_is_recreated_only_without_loss(
     declared: dict[str, Any], recreate: str, answers: dict[str, Any], sentence: str
 ) -> None:
     found = changes({"queues": [{"vhost": "other", "name": "theirs", **declared}]})
@@ -369,7 +369,7 @@ def test_a_conflict_says_what_differs_and_what_to_do() -> None:
     }
 
 
-def test_a_half_failed_run_says_what_was_done() -> None:
+def test_half_failed_run_reports_what_was_done() -> None:
     api = Memory(refuse="policies/")
     found = changes(
         {
@@ -459,7 +459,7 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_what_cannot_work_is_told_in_a_sentence(name: str) -> None:
+def test_what_cannot_work_gives_a_reason(name: str) -> None:
     # The bindings of the table need their exchange.
     declared, sentence = RULES[name]
     base = {"exchanges": [{"vhost": "celery", "name": "celery.results"}]}
@@ -487,7 +487,7 @@ def test_what_works_is_not_complained_about(declared: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("more", [{"pattern": "^y"}, {"pattern": "results", "apply_to": "quorum_queues"}])
-def test_policy_that_matches_nothing_yet_is_told_and_works(more: dict[str, Any]) -> None:
+def test_policy_that_matches_nothing_yet_is_reported_and_works(more: dict[str, Any]) -> None:
     declared = {"policies": [{**NEW, "definition": {"expires": 1}, **more}]}
     assert judged(declared) == []
     (remark,) = rules.remarks(plan_of(declared), "4.0.5")
@@ -521,7 +521,7 @@ def test_a_policy_for_later_names_what_it_is_for() -> None:
     assert "does not match its example 'sooner'" in wrong
 
 
-def test_taking_the_last_rights_of_a_declared_user_is_told() -> None:
+def test_removing_the_last_rights_of_a_declared_user_is_reported() -> None:
     (wrong,) = judged({"users": [{"name": "worker"}]}, kinds=["permissions"], vhosts=["celery"])
     assert "worker would have no rights" in wrong
     declared = {

@@ -158,12 +158,12 @@ class TestRefusal:
         with pytest.raises(client.CertificateError, match=word):
             answer(port, ca_path=ca_path, server_hostname=name, wait=60)
 
-    def test_a_server_in_clear(self, world: World) -> None:
+    def test_plaintext_server(self, world: World) -> None:
         port = world.serve(None)
         with pytest.raises(client.UnreachableError, match="does not speak TLS"):
             answer(port, ca_path=world.authority.path)
 
-    def test_a_client_in_clear_is_told_of_tls(self, world: World) -> None:
+    def test_plaintext_client_is_told_to_use_tls(self, world: World) -> None:
         port = world.serve(world.authority.issue("broker1", "127.0.0.1"))
         with pytest.raises(client.UnreachableError, match="'tls'"):
             answer(port, tls=False)

@@ -34,7 +34,7 @@ def differences(server, settings=(), **fresh):
     return [(item.name, item.actual, item.declared) for item in found]
 
 
-def test_setting_that_nobody_declared_is_brought_back():
+def test_undeclared_setting_is_restored():
     server = Server(hz="1", loglevel="debug")
     assert differences(server, hz="10", loglevel="debug") == [("hz", "1", "10")]
     assert server.calls == [("CONFIG", "SET", "hz", "10")]
@@ -54,7 +54,7 @@ def test_declared_setting_wins_over_the_file():
         ("masterauth", "primaryauth"),
     ],
 )
-def test_setting_with_two_names_is_told_and_set_once(old, new):
+def test_setting_with_two_names_is_reported_and_set_once(old, new):
     server = Server(**{old: "1", new: "1"})
     assert [name for name, *_ in differences(server, **{old: "2", new: "2"})] == [new.replace("_", "-")]
     assert len(server.calls) == 1
@@ -66,7 +66,7 @@ def test_replica_becomes_a_master_again():
     assert server.calls == [("REPLICAOF", "NO", "ONE")]
 
 
-def test_program_or_user_that_is_missing_is_told(tmp_path):
+def test_missing_program_or_user_is_reported(tmp_path):
     with pytest.raises(subject.NoStartError, match="no-such-user"):
         subject.fresh_settings("/etc/redis/redis.conf", "no-such-user")
     with pytest.raises(subject.NoStartError, match="no-such-program"):

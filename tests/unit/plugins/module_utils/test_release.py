@@ -39,7 +39,7 @@ def test_the_same_again_is_one_entry() -> None:
     assert entry["since"] == "2"
 
 
-def test_a_history_does_not_grow_for_ever() -> None:
+def test_history_is_bounded() -> None:
     history: list[dict[str, str]] = []
     for number in range(30):
         history = release_history(history, release(str(number)))

@@ -138,7 +138,7 @@ def test_table_and_message():
     assert not subject.Outcome().ok, "no check at all is no proof"
 
 
-def test_one_cause_is_told_once():
+def test_one_cause_is_reported_once():
     outcome = subject.Outcome()
     for name in ("one", "two"):
         outcome.add(name, False, f"e of {name}", "nobody knows", "Ask.")
@@ -209,7 +209,7 @@ def test_the_verifier_gets_its_secrets_by_environment_and_its_request_by_standar
         ),
     ],
 )
-def test_no_answer_has_a_sentence(python, script, changes, message, remedy):
+def test_no_answer_gives_a_reason(python, script, changes, message, remedy):
     with pytest.raises(subject.RunError, match=message) as caught:
         run(**{"python": python(script), **changes})
     assert remedy in caught.value.remedy

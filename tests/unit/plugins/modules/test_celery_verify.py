@@ -79,7 +79,7 @@ def test_a_good_host_passes_in_check_mode_as_well(run_module, check_mode):
     assert asked["user"] == "celery"
 
 
-def test_a_bad_host_fails_with_sentences_and_all_the_checks(run_module):
+def test_bad_host_fails_with_reasons_and_all_checks(run_module):
     code, result, _ = run_module(BAD)
     assert code == 1
     assert result["failed"] is True
@@ -96,7 +96,7 @@ def test_no_secret_leaves_the_module(run_module):
     assert PASSWORD not in json.dumps(result)
 
 
-def test_a_verifier_that_cannot_be_run_fails_with_a_sentence(run_module):
+def test_verifier_that_cannot_be_run_fails_with_a_reason(run_module):
     code, result, _ = run_module(_verify.RunError("there is no /opt/celery/venv/bin/python", "Run the site playbook."))
     assert code == 1
     assert result["msg"] == (
@@ -105,7 +105,7 @@ def test_a_verifier_that_cannot_be_run_fails_with_a_sentence(run_module):
     )
 
 
-def test_a_missing_environment_file_fails_with_a_sentence(run_module, environment_file):
+def test_missing_environment_file_fails_with_a_reason(run_module, environment_file):
     environment_file.unlink()
     code, result, asked = run_module(GOOD)
     assert code == 1

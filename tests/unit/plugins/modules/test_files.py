@@ -64,7 +64,7 @@ def test_parents_of_a_new_folder_can_be_passed_whatever_the_umask_is(tmp_path):
     assert modes == ["0o755", "0o755", "0o700"]
 
 
-def test_file_of_somebody_else_is_kept_before_it_is_replaced(path, tmp_path):
+def test_foreign_file_is_saved_before_it_is_replaced(path, tmp_path):
     path.write_text("MNESIA_BASE=/srv/rabbitmq\n")
     entry = {"path": path, "content": "# Ansible managed\n\na 1\n", "mode": "0640"}
     bring(entry, backup=tmp_path / "kept")
@@ -160,7 +160,7 @@ def test_what_is_of_another_type_is_left_alone(path):
     assert path.is_dir()
 
 
-def test_what_was_done_is_told_when_a_later_one_fails(path, tmp_path):
+def test_finished_changes_are_reported_when_a_later_one_fails(path, tmp_path):
     done = {"path": path, "content": "a\n", "mode": "0644"}
     result = bring(done, {"path": tmp_path / "missing" / "b", "content": "b\n", "mode": "0644"})
     assert result["failed"]

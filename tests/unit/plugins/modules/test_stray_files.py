@@ -36,7 +36,7 @@ def found(result):
     return {item.what: item.actual for item in findings("celeryops.hybrid.stray_files", "task", {}, result)}
 
 
-def test_what_was_moved_is_told_until_the_restart(move, tmp_path):
+def test_moved_files_are_reported_until_the_restart(move, tmp_path):
     (tmp_path / "unit.d").mkdir()
     unit, drop_in, own = tmp_path / "unit", tmp_path / "unit.d" / "stray.conf", tmp_path / "unit.d" / "celeryops.conf"
     for path in (unit, drop_in, own):

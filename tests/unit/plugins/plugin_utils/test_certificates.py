@@ -115,7 +115,7 @@ def with_key(**kwargs: Any) -> dict[str, str]:
         ({"ca": Identity("ca", names=[], days=-1, ca=True).pem}, "redis_tls_ca (/srv/tls/ca.pem) has expired on"),
     ],
 )
-def test_what_does_not_work_has_a_sentence(texts: dict[str, str], words: str) -> None:
+def test_what_does_not_work_gives_a_reason(texts: dict[str, str], words: str) -> None:
     found = judged(**texts)
     assert any(words in sentence for sentence in found), found
     assert all("PRIVATE" not in sentence for sentence in found)

@@ -29,7 +29,7 @@ def test_first_gets_it_and_keeps_it(path):
     assert take(path, os.getpid()) is None
 
 
-def test_second_is_told_who_has_it(path, other):
+def test_second_run_is_told_who_holds_the_lock(path, other):
     assert take(path, other.pid) is None
     holder = take(path, os.getpid())
     assert holder is not None

@@ -78,7 +78,7 @@ def test_monitoring_touches_nothing(right):
     assert not any(may("monitoring", right, name) for name in (REPLY, STREAM, "celery.results", "celery.dlx", "a"))
 
 
-def test_those_who_handle_dead_letters_touch_nothing_else():
+def test_dead_letters_user_touches_nothing_else():
     names = (
         REPLY,
         STREAM,
@@ -94,7 +94,7 @@ def test_those_who_handle_dead_letters_touch_nothing_else():
     assert allowed == {"configure": [], "write": ["celery.dlx"], "read": ["celery.dead_letters"]}
 
 
-def test_guest_goes():
+def test_guest_is_deleted():
     assert {"name": "guest", "state": "absent"} in TOPOLOGY["users"]
 
 

@@ -124,7 +124,7 @@ def test_what_the_application_prints_is_not_the_answer(trial: Any) -> None:
         (f"raise RuntimeError('cannot reach {URL} {PASSWORD}')\n", ["RuntimeError"]),
     ],
 )
-def test_a_bad_application_has_a_sentence(trial: Any, source: str, words: list[str]) -> None:
+def test_bad_application_fails_with_a_reason(trial: Any, source: str, words: list[str]) -> None:
     problems = trial(source)
     assert len(problems) == 1, problems
     assert not [word for word in words if word not in problems[0]], problems

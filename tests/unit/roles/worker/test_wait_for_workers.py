@@ -80,7 +80,7 @@ def test_a_slow_start_is_waited_for() -> None:
         ({"ActiveState": "inactive", "SubState": "dead"}, "is not running"),
     ],
 )
-def test_a_worker_that_dies_is_seen_at_once(change: dict[str, str], words: str) -> None:
+def test_worker_that_dies_is_seen_immediately(change: dict[str, str], words: str) -> None:
     world = World({"a@h": 0}, {"celery-worker@b": [(2, change)]})
     (found,) = world.wait()
     assert found["unit"] == "celery-worker@b"
