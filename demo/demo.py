@@ -64,7 +64,7 @@ def testhosts(*arguments: str) -> None:
     """Run the tool that makes the hosts."""
     done = subprocess.run([program("python"), str(ROOT / "tests" / "hosts" / "testhosts.py"), *arguments], check=False)
     if done.returncode:
-        raise DemoError("The hosts could not be made; the line above says why.")
+        raise DemoError("The hosts could not be created; the line above says why.")
 
 
 def playbook(name: str, *arguments: str) -> list[str]:

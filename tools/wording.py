@@ -34,6 +34,7 @@ HABITS: dict[str, str] = {
     r"(?<![Tt]here )\b(?:is|are|was|were) no (?!longer\b|more\b|better\b|worse\b|different\b)": "'is not a …'",
     rf"\bthe roles? [`'C(]*(?:{_ROLES})\b": "the name before the noun: the `redis` role",
     rf"\bthe playbooks? [`'C(]*(?:{_PLAYBOOKS})\b": "the name before the noun: the `site` playbook",
+    r"^\s*- (?:[Pp]laybook|[Rr]ole|[Cc]allback) `*\w+`* ": "the name before the noun: the `site` playbook",
     r"\bthe \d+\. of\b|\}\. of\b": "attempt 1 of 3",
     r"\b(?:Tell|tells?) whether\b": "Return whether",
     r"\bin clear\b": "plaintext, without TLS",
