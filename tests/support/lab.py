@@ -266,7 +266,7 @@ def small_disk(path: Path) -> Iterator[None]:
 
 def venv(path: Path, *requirements: str, package: Path | None = None) -> Path:
     """Return a virtual environment with the package, if there is one, made again when anything has changed."""
-    files = sorted(package.rglob("*.py")) if package is not None else []
+    files = sorted((*package.rglob("*.py"), *package.rglob("*.json"))) if package is not None else []
     wanted = hashlib.sha256(repr((sys.version, requirements, [file.read_bytes() for file in files])).encode())
     stamp = path / "stamp"
     if stamp.exists() and stamp.read_text() == wanted.hexdigest():
