@@ -224,7 +224,7 @@ def letters(shell):
     shell.ctl(f"delete_user {name}")
 
 
-CONSUMER = "worker_consumer = 'celery_hybrid.tasks.consumer:Consumer'\n"
+CONSUMER = "worker_consumer = 'celery_hybrid.worker.consumer:Consumer'\n"
 
 
 def test_a_pickled_task_is_refused_and_its_dead_letter_removed(deployment, letters, shell):

@@ -266,7 +266,7 @@ class Letters:
 
     def take(self) -> None:
         """Take all that are there."""
-        from celery_hybrid.tasks.dead_letters import Letter
+        from celery_hybrid.dead_letters.letter import Letter
 
         while message := self._channel.basic_get(LETTERS, no_ack=False):
             letter = Letter.from_body(message.body)

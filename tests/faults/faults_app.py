@@ -22,9 +22,9 @@ from deployed import role_settings
 from kombu import Queue
 from notes import note
 
+from celery_hybrid.delivery.outbox import Outbox
+from celery_hybrid.delivery.writer import Writer
 from celery_hybrid.rabbitmq.records import RESULT, Record
-from celery_hybrid.results.outbox import Outbox
-from celery_hybrid.results.writer import Writer
 
 SEED = int(os.environ["FAULTS_SEED"])
 CHORD = 10

@@ -60,7 +60,7 @@ def letters_exchange(routing_key: str) -> str:
 
 
 TASK_KEY_PREFIX = "task."
-"""Begins the routing key of a task's dead letter; its reason follows, see :mod:`celery_hybrid.tasks.dead_letters`."""
+"""Begins the routing key of a task's dead letter; its reason follows, see :mod:`celery_hybrid.dead_letters.letter`."""
 
 SEGMENT_BYTES = 16_000_000
 """Size of a stream's segment. Retention drops whole segments, so it bounds what outlives its expiry."""

@@ -63,17 +63,17 @@ from typing import Any
 import amqp
 from billiard import current_process
 
+from celery_hybrid.archive.archive import Archive, Ends
+from celery_hybrid.archive.index import Key
+from celery_hybrid.broker.chord_counter import COMPLETE, DONE, GONE, MORE, OPEN, Chord, Command, Part
 from celery_hybrid.errors import OptionError, ResultStoreError, TopologyError
 from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.publisher import Publisher
 from celery_hybrid.rabbitmq.records import CHORD_KINDS, DEAD_LETTER, FORGET, GROUP, RESULT, Record, outcome
-from celery_hybrid.results.archive import Archive, Ends
 from celery_hybrid.results.backend import AMQPBackend
 from celery_hybrid.results.chords import Chords
-from celery_hybrid.results.index import Key
 from celery_hybrid.results.replies import Mailbox, Replies
 from celery_hybrid.results.store import Store
-from celery_hybrid.tasks.chords import COMPLETE, DONE, GONE, MORE, OPEN, Chord, Command, Part
 
 __all__ = ["MemoryBackend", "clear"]
 

@@ -6,7 +6,7 @@ import os
 
 from hybrid_tasks import make_app
 
-from celery_hybrid.tasks import transport
+from celery_hybrid.broker import transport
 
 transport.install()
 

@@ -13,14 +13,13 @@ import pytest
 from celery import states
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
+from celery_hybrid.archive.index import Known
 from celery_hybrid.errors import ResultStoreUnreachableError
 from celery_hybrid.names import partition_of
-from celery_hybrid.rabbitmq import urls
+from celery_hybrid.rabbitmq import topology, urls
 from celery_hybrid.rabbitmq.connection import Servers
 from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.records import RESULT, Record
-from celery_hybrid.results import topology
-from celery_hybrid.results.index import Known
 
 pytestmark = pytest.mark.integration
 

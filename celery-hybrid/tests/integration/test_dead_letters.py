@@ -17,7 +17,7 @@ import amqp
 import pytest
 from click.testing import CliRunner
 
-from celery_hybrid.tasks.dead_letters import Letter
+from celery_hybrid.dead_letters.letter import Letter
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -296,9 +296,7 @@ def tool(app, letters_url, tmp_path):
     return run
 
 
-KILLED = (
-    "import os; from celery_hybrid.tasks.dead_letters_cli import Box;Box.remove = lambda *_: os.kill(os.getpid(), 9);"
-)
+KILLED = "import os; from celery_hybrid.dead_letters.cli import Box;Box.remove = lambda *_: os.kill(os.getpid(), 9);"
 
 
 @pytest.mark.usefixtures("keeping_worker", "empty")

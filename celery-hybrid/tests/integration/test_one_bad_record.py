@@ -15,9 +15,9 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 from proxy import Proxy
 
+from celery_hybrid.delivery.outbox import Outbox
 from celery_hybrid.errors import RecordTooLargeError
 from celery_hybrid.rabbitmq.records import RESULT, Record
-from celery_hybrid.results.outbox import Outbox
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 

@@ -16,14 +16,14 @@ import redis
 from click.testing import CliRunner
 
 from celery_hybrid.rabbitmq.records import RESULT, Record
-from celery_hybrid.tasks import recovery
+from celery_hybrid.recovery import tasks as recovery
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
 HERE = Path(__file__).parent
 # In a process of its own: three messages are a batch.
 BEFORE = (
-    "import os; from celery_hybrid.tasks import recovery; recovery._BATCH = 3; T = recovery.Tasks\n"
+    "import os; from celery_hybrid.recovery import tasks as recovery; recovery._BATCH = 3; T = recovery.Tasks\n"
     "die = lambda *_: os.kill(os.getpid(), 9)\n"
     "def after(name, calls):\n"
     "    real, left = getattr(T, name), [calls]\n"

@@ -13,12 +13,12 @@ import pytest
 from celery import Celery
 from kombu.transport import redis as stock
 
-from celery_hybrid.tasks import transport
+from celery_hybrid.broker import transport
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
 STOCK = "kombu.transport.redis:Transport"
-OURS = "celery_hybrid.tasks.transport:Transport"
+OURS = "celery_hybrid.broker.transport:Transport"
 
 
 @pytest.fixture

@@ -21,12 +21,12 @@ import pytest
 import redis
 from kombu import Exchange, Queue
 
-from celery_hybrid.tasks import transport
+from celery_hybrid.broker import transport
 
 pytestmark = pytest.mark.integration
 
 SEP = "\x06\x16"  # kombu's default
-KINDS = {"atomic": "celery_hybrid.tasks.transport:Transport", "stock": "kombu.transport.redis:Transport"}
+KINDS = {"atomic": "celery_hybrid.broker.transport:Transport", "stock": "kombu.transport.redis:Transport"}
 
 
 class Broker:

@@ -10,9 +10,9 @@ import pytest
 from celery import chain, chord, states
 from celery.exceptions import ChordError
 
+from celery_hybrid.archive.archive import ends_of
 from celery_hybrid.names import partition_of
 from celery_hybrid.results import waiting as waiting_module
-from celery_hybrid.results.archive import ends_of
 
 pytestmark = pytest.mark.integration
 

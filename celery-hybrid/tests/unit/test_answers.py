@@ -4,7 +4,7 @@ import pytest
 from kombu import Connection, Producer, pidbox
 from kombu.exceptions import ContentDisallowed
 
-from celery_hybrid.tasks import answers
+from celery_hybrid.worker import answers
 
 
 @pytest.fixture

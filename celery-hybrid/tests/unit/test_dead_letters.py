@@ -11,12 +11,12 @@ import amqp
 import pytest
 from kombu.message import Message
 
+from celery_hybrid.dead_letters.cli import Entry, _anew, _mend, _read, chosen
+from celery_hybrid.dead_letters.letter import FAILED, LOST, REASONS, TIME_LIMIT, DeadLetters, Letter, Policy
 from celery_hybrid.errors import OptionError
 from celery_hybrid.names import DEAD_LETTER_EXCHANGE
 from celery_hybrid.rabbitmq.records import Record
-from celery_hybrid.tasks.consumer import fault_of
-from celery_hybrid.tasks.dead_letters import FAILED, LOST, REASONS, TIME_LIMIT, DeadLetters, Letter, Policy
-from celery_hybrid.tasks.dead_letters_cli import Entry, _anew, _mend, _read, chosen
+from celery_hybrid.worker.consumer import fault_of
 
 
 def message(body=b"[[], {}, {}]", headers=None, properties=None, **raw):

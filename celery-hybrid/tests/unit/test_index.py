@@ -8,9 +8,9 @@ import tracemalloc
 
 import pytest
 
+from celery_hybrid.archive import index as module
+from celery_hybrid.archive.index import At, Index, Known, Ledger, Places, place
 from celery_hybrid.rabbitmq.records import FORGET, GROUP, RESULT, Record, outcome
-from celery_hybrid.results import index as module
-from celery_hybrid.results.index import At, Index, Known, Ledger, Places, place
 
 LIMIT = 64 * 1024
 

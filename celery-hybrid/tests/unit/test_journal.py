@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from celery_hybrid.delivery.journal import Noted
 from celery_hybrid.rabbitmq.records import RESULT, Record
-from celery_hybrid.results.journal import Noted
 
 STARTED, FAILURE, SUCCESS, AGAIN = (
     Record("id", RESULT, status=status, body=body, timestamp=7)

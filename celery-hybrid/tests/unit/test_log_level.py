@@ -12,7 +12,7 @@ from typing import Any
 import kombu.connection
 import pytest
 
-from celery_hybrid import log_level as subject
+from celery_hybrid.worker import log_level as subject
 
 
 @pytest.fixture(autouse=True)

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
+from celery_hybrid.delivery.outbox import FullError, Outbox
 from celery_hybrid.errors import OutboxError
 from celery_hybrid.rabbitmq.records import RESULT, Record
 from celery_hybrid.rabbitmq.urls import parse
-from celery_hybrid.results.outbox import FullError, Outbox
 from celery_hybrid.results.store import default_outbox
 
 

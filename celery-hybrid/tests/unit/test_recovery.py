@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from celery_hybrid.tasks.recovery import InHand, Purged, RecoveryError, read
+from celery_hybrid.recovery.tasks import InHand, Purged, RecoveryError, read
 
 MESSAGE = b'{"body": "W10=", "headers": {"task": "shop.pay", "id": "7f3c"}, "properties": {"delivery_tag": "t"}}'
 

@@ -16,9 +16,9 @@ from kombu.exceptions import OperationalError
 from kombu.message import Message
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-from celery_hybrid.tasks.consumer import Consumer, fault_of
-from celery_hybrid.tasks.dead_letters import FAILED, LOST, REJECTED
-from celery_hybrid.tasks.request import Request
+from celery_hybrid.dead_letters.letter import FAILED, LOST, REJECTED
+from celery_hybrid.worker.consumer import Consumer, fault_of
+from celery_hybrid.worker.request import Request
 
 
 class Keeper:
@@ -248,7 +248,7 @@ class Held:
     """A message as the consumer sees it, and the channel that has it."""
 
     def __init__(self, age, renew):
-        from celery_hybrid.tasks import claims
+        from celery_hybrid.broker import claims
 
         self.delivery_tag, self.headers, self.leased = "name", {"id": "a"}, claims.now() - age
         self.channel = SimpleNamespace(visibility_timeout=100, renew=renew, qos=SimpleNamespace())
@@ -275,7 +275,7 @@ def test_old_lease_is_renewed_before_a_task_begins():
 
 
 def test_task_with_a_lost_lease_does_not_begin(monkeypatch):
-    from celery_hybrid.tasks import consumer as module
+    from celery_hybrid.worker import consumer as module
 
     monkeypatch.setattr(module.virtual.QoS, "ack", lambda _qos, _tag: None)
     made = consumer()

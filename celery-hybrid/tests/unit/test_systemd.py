@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from celery_hybrid import systemd
+from celery_hybrid.worker import systemd
 
 
 class Clock:

@@ -10,8 +10,8 @@ import time
 import amqp
 import pytest
 
+from celery_hybrid.archive.wire import Connection, Delivery, Wire
 from celery_hybrid.rabbitmq.records import GROUP, RESULT, Record
-from celery_hybrid.rabbitmq.wire import Connection, Delivery, Wire
 
 RECORDS = [
     Record("a" * 36, RESULT, status="SUCCESS", body=b'{"x": 1}', content_type="application/json", offset=7),

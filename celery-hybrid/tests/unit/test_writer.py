@@ -12,6 +12,11 @@ from typing import Any
 
 import pytest
 
+from celery_hybrid.delivery import relay as relay_module
+from celery_hybrid.delivery import writer as writer_module
+from celery_hybrid.delivery.outbox import FullError, Outbox
+from celery_hybrid.delivery.relay import CLOSED, OPEN, Relay
+from celery_hybrid.delivery.writer import Writer
 from celery_hybrid.errors import (
     OutboxError,
     RecordTooLargeError,
@@ -21,11 +26,6 @@ from celery_hybrid.errors import (
 )
 from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.records import DEAD_LETTER, RESULT, Record
-from celery_hybrid.results import relay as relay_module
-from celery_hybrid.results import writer as writer_module
-from celery_hybrid.results.outbox import FullError, Outbox
-from celery_hybrid.results.relay import CLOSED, OPEN, Relay
-from celery_hybrid.results.writer import Writer
 
 BAD = b'{"status": "SUCCESS", "result": 1}'
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from celery_hybrid.tasks import separators
+from celery_hybrid.broker import separators
 
 #: How much is looked at, at most: Redis answers nobody else meanwhile.
 _SCANS, _SCAN_COUNT = 20, 1000

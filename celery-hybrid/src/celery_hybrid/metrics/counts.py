@@ -17,8 +17,8 @@ from billiard.einfo import ExceptionWithTraceback
 from celery.exceptions import Ignore, Reject, Retry
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
-from celery_hybrid.metrics.sent import SENT_HEADER
-from celery_hybrid.tasks.dead_letters import REPLAYS_HEADER
+from celery_hybrid.broker.sent import SENT_HEADER
+from celery_hybrid.dead_letters.letter import REPLAYS_HEADER
 
 #: Upper bounds of the histograms' buckets, in seconds.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)

@@ -19,12 +19,12 @@ from prometheus_client.core import (
     Metric,
 )
 
-from celery_hybrid.metrics import shared
+from celery_hybrid.delivery.relay import CLOSED
 from celery_hybrid.metrics.counts import TaskCounts, cumulative, inner
 from celery_hybrid.metrics.exposition import Exposition
-from celery_hybrid.results.relay import CLOSED
+from celery_hybrid.results import latency as shared
 from celery_hybrid.results.store import stores_of
-from celery_hybrid.systemd import WorkerHealth
+from celery_hybrid.worker.systemd import WorkerHealth
 
 logger = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import amqp
 
+from celery_hybrid.archive.wire import Connection
 from celery_hybrid.errors import (
     HybridError,
     RecordTooLargeError,
@@ -30,7 +31,6 @@ from celery_hybrid.errors import (
 )
 from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.urls import Server
-from celery_hybrid.rabbitmq.wire import Connection
 
 logger = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ RESULT, GROUP, FORGET, SEED = "result", "group", "forget", "seed"
 CHORD_PART, CHORD_SIZE, CHORD_GROWTH, CHORD_SHAPE = "chord-part", "chord-size", "chord-growth", "chord-shape"
 CHORD_KINDS = frozenset({CHORD_PART, CHORD_SIZE, CHORD_GROWTH, CHORD_SHAPE})
 
-#: A task that was put away, see :mod:`celery_hybrid.tasks.dead_letters`. Its subject is the routing key.
+#: A task that was put away, see :mod:`celery_hybrid.dead_letters.letter`. Its subject is the routing key.
 DEAD_LETTER = "dead-letter"
 
 #: What a tombstone hides; a task and a group may have the same id.

@@ -18,6 +18,7 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import GroupResult, result_from_tuple
 from celery.utils.functional import LRUCache, _regen
 
+from celery_hybrid.broker.chord_counter import GONE, RedisCounter
 from celery_hybrid.errors import (
     RecordRefusedError,
     RecordTooLargeError,
@@ -34,7 +35,6 @@ from celery_hybrid.results.chords import BRIEF, Chords, MainProcessChords, origi
 from celery_hybrid.results.content import Codec, Meta, failure_instead
 from celery_hybrid.results.store import Store, on_fork, store_of
 from celery_hybrid.results.waiting import SHORTEST_LOOK, ResultConsumer
-from celery_hybrid.tasks.chords import GONE, RedisCounter
 
 logger = logging.getLogger(__name__)
 

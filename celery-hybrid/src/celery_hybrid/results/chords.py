@@ -1,7 +1,7 @@
 """Chords by events: what a header's tasks give is counted in the broker, and the last one starts the body.
 
 This is the side of the result backend: what a part is, what the body gets, and what it is told when it will never be
-started. Where parts are counted is the business of a :class:`~celery_hybrid.tasks.chords.Counter`.
+started. Where parts are counted is the business of a :class:`~celery_hybrid.broker.chord_counter.Counter`.
 
 The main process of a worker only counts. Composing a body runs code of the application (errbacks, routers, an
 ``apply_async`` of one's own), so it leaves that to a task, :data:`~celery_hybrid.names.FINISH_CHORD`.
@@ -27,10 +27,7 @@ from celery.utils.functional import maybe_list
 from kombu.exceptions import OperationalError
 from kombu.serialization import dumps, loads, prepare_accept_content
 
-from celery_hybrid.errors import RecordRefusedError, RecordTooLargeError, ResultStoreUnreachableError
-from celery_hybrid.names import FINISH_CHORD
-from celery_hybrid.rabbitmq.records import RESULT, Record
-from celery_hybrid.tasks.chords import (
+from celery_hybrid.broker.chord_counter import (
     BODY,
     BY_ID,
     COMPLETE,
@@ -42,6 +39,9 @@ from celery_hybrid.tasks.chords import (
     Part,
     RedisCounter,
 )
+from celery_hybrid.errors import RecordRefusedError, RecordTooLargeError, ResultStoreUnreachableError
+from celery_hybrid.names import FINISH_CHORD
+from celery_hybrid.rabbitmq.records import RESULT, Record
 
 if TYPE_CHECKING:
     from celery_hybrid.results.backend import AMQPBackend

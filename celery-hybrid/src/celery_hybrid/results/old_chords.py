@@ -15,6 +15,7 @@ from typing import Any
 import amqp
 from kombu.exceptions import OperationalError
 
+from celery_hybrid.broker.chord_counter import COMPLETE, RedisCounter
 from celery_hybrid.errors import RecordRefusedError, ResultStoreUnreachableError
 from celery_hybrid.names import CHORDS_QUEUE, RESULTS_EXCHANGE
 from celery_hybrid.rabbitmq.confirms import ConfirmedChannel
@@ -23,7 +24,6 @@ from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.receiver import Receiver
 from celery_hybrid.rabbitmq.records import CHORD_GROWTH, CHORD_PART, CHORD_SHAPE, CHORD_SIZE, SEED, Record
 from celery_hybrid.results.chords import MainProcessChords
-from celery_hybrid.tasks.chords import COMPLETE, RedisCounter
 
 logger = logging.getLogger(__name__)
 

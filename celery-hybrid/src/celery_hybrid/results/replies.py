@@ -13,12 +13,12 @@ from typing import Protocol
 
 import amqp
 
+from celery_hybrid.archive.archive import Ends, ends_of
 from celery_hybrid.names import RESULTS_EXCHANGE, reply_queue
 from celery_hybrid.rabbitmq.connection import Servers
 from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.receiver import Receiver
 from celery_hybrid.rabbitmq.records import RESULT, Record, outcome
-from celery_hybrid.results.archive import Ends, ends_of
 
 logger = logging.getLogger(__name__)
 

@@ -20,25 +20,24 @@ from celery import signals
 from celery._state import get_current_task, task_join_will_block
 from kombu.common import oid_from
 
+from celery_hybrid.archive.archive import Archive
+from celery_hybrid.broker.sent import stamp
+from celery_hybrid.delivery.journal import Journal
+from celery_hybrid.delivery.outbox import Outbox
+from celery_hybrid.delivery.relay import Relay
+from celery_hybrid.delivery.writer import Writer
 from celery_hybrid.errors import OutboxError, RecordTooLargeError
-from celery_hybrid.metrics.sent import stamp
-from celery_hybrid.metrics.shared import storing
 from celery_hybrid.processes import is_pool_child, runs_tasks
-from celery_hybrid.rabbitmq import urls
+from celery_hybrid.rabbitmq import topology, urls
 from celery_hybrid.rabbitmq.connection import HEARTBEATS, Servers
 from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.publisher import Publisher
 from celery_hybrid.rabbitmq.records import Record
-from celery_hybrid.results import topology
-from celery_hybrid.results.archive import Archive
 from celery_hybrid.results.chords import ChordSweeper
 from celery_hybrid.results.content import Refusals
-from celery_hybrid.results.journal import Journal
+from celery_hybrid.results.latency import storing
 from celery_hybrid.results.old_chords import OldChords
-from celery_hybrid.results.outbox import Outbox
-from celery_hybrid.results.relay import Relay
 from celery_hybrid.results.replies import Mailbox, Replies
-from celery_hybrid.results.writer import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -399,11 +398,11 @@ class _Registry:
                 store.close()
 
     def before_pool_child(self, **_: Any) -> None:
-        importlib.import_module("celery_hybrid.log_level").prepare()
+        importlib.import_module("celery_hybrid.worker.log_level").prepare()
 
     def serve(self, sender: Any = None, **_: Any) -> None:
         # Adds 'inspect result_store' and others; only workers need them, and it imports much.
-        importlib.import_module("celery_hybrid.results.control")
+        importlib.import_module("celery_hybrid.worker.control")
         for store in stores_of(sender.app):
             store.serve()
 

@@ -106,7 +106,7 @@ class Broker:
             "broker.stranded",
             "no message that could not be routed or read",
             self._stranded,
-            remedy="Workers with worker_consumer = 'celery_hybrid.tasks.consumer:Consumer' bring these to RabbitMQ "
+            remedy="Workers with worker_consumer = 'celery_hybrid.worker.consumer:Consumer' bring these to RabbitMQ "
             "within a minute: see that they run and that RabbitMQ is reached; then 'celery dead-letters list'.",
             needs=["broker.authenticated"],
         )

@@ -234,8 +234,8 @@ class Canaries:
             f"canary.refused{suffix}",
             "a pickled task is not run, and is found among the dead letters",
             lambda: self._refused(canary.queue),
-            remedy="Set accept_content to json alone, and worker_consumer to celery_hybrid.tasks.consumer:Consumer, as "
-            "the worker role does: run the site playbook, which restarts the workers.",
+            remedy="Set accept_content to json alone, and worker_consumer to celery_hybrid.worker.consumer:Consumer, "
+            "as the worker role does: run the site playbook, which restarts the workers.",
             needs=[f"canary.roundtrip{suffix}"],
         )
 

@@ -12,7 +12,7 @@ Fields of a chord's hash (``celery.chord.<group id>``):
 ``shape``       the header's results as a tuple in JSON, when some of them are groups; else empty
 ``growth``      tasks that were added while it ran; ``g:<task id>`` for each of them
 ``n``, ``bytes``  parts that are counted, and the bytes of their values
-``p:<task id>``  the end of a task, see :class:`celery_hybrid.tasks.chords.Part`
+``p:<task id>``  the end of a task, see :class:`celery_hybrid.broker.chord_counter.Part`
 ``body``        the signature to send, once
 ``origin``      of the task that was counted last: what the body inherits from it
 ``since``       when the first part was counted

@@ -75,7 +75,7 @@ def take_over(channel: Any, queues: Iterable[str], exchanges: Iterable[str]) -> 
     Safe beside other workers that do the same, and beside those that still use the other separator.
 
     Args:
-        channel: of :mod:`celery_hybrid.tasks.transport`.
+        channel: of :mod:`celery_hybrid.broker.transport`.
         queues: whose lists are looked at.
         exchanges: whose bindings are looked at.
 

@@ -2,7 +2,7 @@
 
 The process that ends a task counts it, in the Redis that its message came from. The one that completes the count makes
 the messages of the body with its own application and routes, without sending them, and one script checks that the
-chord is not done, sends them and marks it done (:mod:`celery_hybrid.tasks.chord_scripts`). No process counts for
+chord is not done, sends them and marks it done (:mod:`celery_hybrid.broker.chord_scripts`). No process counts for
 others, nothing is polled, and a count is lost only together with the messages that were acknowledged by it.
 """
 
@@ -23,9 +23,9 @@ from celery._state import _task_stack
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps
 
+from celery_hybrid.broker.chord_scripts import ADOPT, EXCUSE, FINISH, GROW, LOAD, PART, STATE, SWEEP
 from celery_hybrid.names import CHORD_PREFIX, CHORDS_OPEN, CHORDS_READY
 from celery_hybrid.processes import must_not_wait, runs_tasks
-from celery_hybrid.tasks.chord_scripts import ADOPT, EXCUSE, FINISH, GROW, LOAD, PART, STATE, SWEEP
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class Counter(Protocol):
         """Note that a header has a task more; return :data:`GONE`, :data:`DONE` or :data:`MORE`."""
 
     def count(self, group_id: str, part: Part, origin: dict[str, Any], body: bytes, bounded: bool) -> str:
-        """Count a part, and return what :data:`~celery_hybrid.tasks.chord_scripts.PART` does.
+        """Count a part, and return what :data:`~celery_hybrid.broker.chord_scripts.PART` does.
 
         Args:
             group_id: id of the header's group.

@@ -2,7 +2,7 @@
 
 kombu takes a message with BRPOP and writes it to ``unacked`` in a second step. Between the two the message is nowhere,
 and it is lost when the worker is killed, its host loses power, or the connection is half open. Here one script does
-both (:mod:`celery_hybrid.tasks.transport_scripts`), so that **a message is in its queue or in unacked at every
+both (:mod:`celery_hybrid.broker.transport_scripts`), so that **a message is in its queue or in unacked at every
 instant**.
 
 A script cannot wait. Redis tells when to look: with ``CLIENT TRACKING`` the server remembers which keys a connection
@@ -43,9 +43,9 @@ from kombu.utils.json import dumps, loads
 from kombu.utils.scheduling import priority_cycle, round_robin_cycle, sorted_cycle
 from redis.exceptions import NoPermissionError, NoScriptError, OutOfMemoryError, ResponseError
 
-from celery_hybrid.tasks import claims, separators
-from celery_hybrid.tasks.claims import INCARNATION, Suspects
-from celery_hybrid.tasks.transport_scripts import MOVE, OVERDUE, RENEW, TAKE
+from celery_hybrid.broker import claims, separators
+from celery_hybrid.broker.claims import INCARNATION, Suspects
+from celery_hybrid.broker.transport_scripts import MOVE, OVERDUE, RENEW, TAKE
 
 logger = logging.getLogger(__name__)
 

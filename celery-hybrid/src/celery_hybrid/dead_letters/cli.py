@@ -27,14 +27,7 @@ import amqp
 import click
 from celery.bin.base import handle_preload_options
 
-from celery_hybrid.errors import HybridError, OptionError, ResultStoreError
-from celery_hybrid.files import sync_folder_of
-from celery_hybrid.names import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, ID_HEADER, TASK_KEY_PREFIX
-from celery_hybrid.rabbitmq import urls
-from celery_hybrid.rabbitmq.confirms import ConfirmedChannel
-from celery_hybrid.rabbitmq.connection import Servers, await_end, discard, farewell, translated
-from celery_hybrid.rabbitmq.options import SETTING, Options
-from celery_hybrid.tasks.dead_letters import (
+from celery_hybrid.dead_letters.letter import (
     LOST_HEADER,
     REASONS,
     REPLAYS_HEADER,
@@ -43,6 +36,13 @@ from celery_hybrid.tasks.dead_letters import (
     ReplayedError,
     send,
 )
+from celery_hybrid.errors import HybridError, OptionError, ResultStoreError
+from celery_hybrid.files import sync_folder_of
+from celery_hybrid.names import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, ID_HEADER, TASK_KEY_PREFIX
+from celery_hybrid.rabbitmq import urls
+from celery_hybrid.rabbitmq.confirms import ConfirmedChannel
+from celery_hybrid.rabbitmq.connection import Servers, await_end, discard, farewell, translated
+from celery_hybrid.rabbitmq.options import SETTING, Options
 from celery_hybrid.terminal import printable
 
 _SPAN = re.compile(r"(\d+)([smhd])")

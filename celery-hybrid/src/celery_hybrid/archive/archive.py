@@ -28,15 +28,15 @@ from typing import Any, TypeVar
 
 import amqp
 
+from celery_hybrid.archive.ages import Ages
+from celery_hybrid.archive.index import Index, Key, Known, Places, place
+from celery_hybrid.archive.wire import Delivery, Wire
 from celery_hybrid.errors import ResultStoreError, ResultStoreUnreachableError
 from celery_hybrid.names import RESULTS_EXCHANGE, archive_stream, partition_of, short_id
 from celery_hybrid.processes import runs_tasks
 from celery_hybrid.rabbitmq.connection import Link, Servers, translated
 from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.records import FORGET, GROUP, RESULT, SEED, Record, outcome
-from celery_hybrid.rabbitmq.wire import Delivery, Wire
-from celery_hybrid.results.ages import Ages
-from celery_hybrid.results.index import Index, Key, Known, Places, place
 
 T = TypeVar("T")
 

@@ -22,15 +22,15 @@ from dataclasses import dataclass, field
 
 import amqp
 
+from celery_hybrid.archive.archive import Archive
+from celery_hybrid.archive.index import Key
 from celery_hybrid.names import JOURNAL_QUEUE, REPLAYED_EXCHANGE, RESULTS_EXCHANGE
 from celery_hybrid.rabbitmq.confirms import ConfirmedChannel
 from celery_hybrid.rabbitmq.connection import Servers
 from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.receiver import Receiver
 from celery_hybrid.rabbitmq.records import FORGET, Record, outcome
-from celery_hybrid.results.archive import Archive
-from celery_hybrid.results.index import Key
-from celery_hybrid.results.topology import JOURNAL_SECONDS
+from celery_hybrid.rabbitmq.topology import JOURNAL_SECONDS
 
 logger = logging.getLogger(__name__)
 

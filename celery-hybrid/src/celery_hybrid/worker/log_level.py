@@ -113,7 +113,7 @@ def prepare() -> None:
         signal.siginterrupt(_SIGNAL, False)
         _Main.prepared = os.getpid()
     # A child may be forked while levels change; Python forgets signals that arrive meanwhile.
-    signals.worker_process_init.connect(_on_signal, weak=False, dispatch_uid="celery_hybrid.log_level")
+    signals.worker_process_init.connect(_on_signal, weak=False, dispatch_uid="celery_hybrid.worker.log_level")
 
 
 def _on_signal(*_: Any, **__: Any) -> None:

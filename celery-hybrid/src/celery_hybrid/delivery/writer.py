@@ -6,12 +6,12 @@ import logging
 import threading
 import time
 
+from celery_hybrid.delivery.outbox import FullError, NobodyWaitsError, Outbox
 from celery_hybrid.errors import OutboxError, RecordTooLargeError, ResultStoreError
 from celery_hybrid.processes import must_not_wait
 from celery_hybrid.rabbitmq.options import DROP_OLDEST, Options
 from celery_hybrid.rabbitmq.publisher import Publisher
 from celery_hybrid.rabbitmq.records import DEAD_LETTER, Record
-from celery_hybrid.results.outbox import FullError, NobodyWaitsError, Outbox
 
 logger = logging.getLogger(__name__)
 

@@ -17,12 +17,12 @@ from celery.bin.base import handle_preload_options
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from celery_hybrid.broker import transport
+from celery_hybrid.delivery.outbox import Outbox, Refused
+from celery_hybrid.delivery.relay import Relay
 from celery_hybrid.errors import HybridError
 from celery_hybrid.files import sync_folder_of
-from celery_hybrid.results.outbox import Outbox, Refused
-from celery_hybrid.results.relay import Relay
-from celery_hybrid.tasks import transport
-from celery_hybrid.tasks.recovery import InHand, Tasks, held_by_workers, read
+from celery_hybrid.recovery.tasks import InHand, Tasks, held_by_workers, read
 from celery_hybrid.terminal import printable
 
 _execute = click.option("--execute", is_flag=True, help="Do it; without this it is only said.")

@@ -11,11 +11,12 @@ from celery.bin.base import CeleryCommand, handle_preload_options
 from celery.worker.control import inspect_command
 from kombu.exceptions import OperationalError
 
-# At the terminal 'celery control' and 'celery inspect' know what is imported here.
-from celery_hybrid import log_level as _log_level  # noqa: F401
-from celery_hybrid.diagnose import pools as _pools  # noqa: F401
 from celery_hybrid.results.chords import MainProcessChords
 from celery_hybrid.results.store import stores_of
+
+# At the terminal 'celery control' and 'celery inspect' know what is imported here.
+from celery_hybrid.worker import log_level as _log_level  # noqa: F401
+from celery_hybrid.worker import pools as _pools  # noqa: F401
 
 
 @inspect_command(name="result_store")  # type: ignore[untyped-decorator]

@@ -10,7 +10,7 @@ What it adds to Celery's own:
   this worker was paused or cut off for longer, is noticed: what had not begun does not begin here, and nothing is done
   to the claim of the worker that has the task now.
 * Every message that Celery would log and delete is put away first, see
-  :mod:`celery_hybrid.tasks.dead_letters`; one that would make the worker exit, too.
+  :mod:`celery_hybrid.dead_letters.letter`; one that would make the worker exit, too.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from celery.worker.consumer import consumer as base
 from kombu.exceptions import ContentDisallowed
 from kombu.transport import virtual
 
-from celery_hybrid.tasks import answers, claims
-from celery_hybrid.tasks.dead_letters import (
+from celery_hybrid.broker import claims
+from celery_hybrid.dead_letters.letter import (
     ETA,
     MALFORMED,
     REFUSED,
@@ -45,7 +45,8 @@ from celery_hybrid.tasks.dead_letters import (
     Letter,
     send,
 )
-from celery_hybrid.tasks.request import Request
+from celery_hybrid.worker import answers
+from celery_hybrid.worker.request import Request
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class Keeper(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 class Consumer(base.Consumer):  # type: ignore[misc]
-    """``worker_consumer = 'celery_hybrid.tasks.consumer:Consumer'``.
+    """``worker_consumer = 'celery_hybrid.worker.consumer:Consumer'``.
 
     Raises:
         OptionError: ``worker_dead_letters`` is wrong, or results are not in RabbitMQ.
@@ -138,7 +139,7 @@ class Consumer(base.Consumer):  # type: ignore[misc]
         conn = self.connection_for_read(heartbeat=self.amqheartbeat)
         if self._held and hasattr(conn.default_channel, "unacked_index_key"):
             self._renew(conn.default_channel, self._held)
-        if hasattr(conn.transport, "on_undecodable"):  # celery_hybrid.tasks.transport
+        if hasattr(conn.transport, "on_undecodable"):  # celery_hybrid.broker.transport
             conn.transport.on_undecodable = self.on_undecodable
         if self.hub:
             conn.transport.register_with_event_loop(conn.connection, self.hub)

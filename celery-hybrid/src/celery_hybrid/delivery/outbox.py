@@ -2,7 +2,7 @@
 
 All processes of the workers on a host share it. It is their circuit breaker as well: as long as one record waits in
 it, every process appends behind that one and leaves RabbitMQ alone, so the order is kept and one process (see
-:mod:`celery_hybrid.results.relay`) does all the probing.
+:mod:`celery_hybrid.delivery.relay`) does all the probing.
 
 SQLite in WAL mode with ``synchronous=FULL``: what :meth:`Outbox.add` returned for survives a crash of the process and
 of the host (https://www.sqlite.org/pragma.html#pragma_synchronous).
@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
+from celery_hybrid.delivery.progress import Progress
 from celery_hybrid.errors import OutboxError
 from celery_hybrid.rabbitmq.records import Record
-from celery_hybrid.results.progress import Progress
 
 logger = logging.getLogger(__name__)
 

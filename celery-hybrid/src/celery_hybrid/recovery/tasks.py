@@ -24,9 +24,9 @@ import redis
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 
+from celery_hybrid.broker.transport import Channel
 from celery_hybrid.errors import HybridError, OptionError
 from celery_hybrid.files import sync_folder_of
-from celery_hybrid.tasks.transport import Channel
 
 #: Hash in Redis: purges that have begun and not ended, by queue.
 PURGES = "celery.purges"

@@ -313,7 +313,7 @@ class DeadLetters:
         store = getattr(app.backend, "store", None)
         if not hasattr(store, "keep"):
             raise OptionError(
-                "worker_consumer: celery_hybrid.tasks.consumer brings dead letters to RabbitMQ, so it needs "
+                "worker_consumer: celery_hybrid.worker.consumer brings dead letters to RabbitMQ, so it needs "
                 "result_backend = 'amqp://…' of celery-hybrid. Set it, or leave worker_consumer alone."
             )
         self._app = app

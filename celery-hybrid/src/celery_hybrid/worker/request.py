@@ -31,11 +31,11 @@ from celery.worker import state
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from celery_hybrid.tasks.chords import COMPLETE, COUNTED, DONE, UNCOUNTED
-from celery_hybrid.tasks.dead_letters import ETA, FAILED, LOST, LOST_HEADER, REJECTED, REVOKED, TIME_LIMIT
+from celery_hybrid.broker.chord_counter import COMPLETE, COUNTED, DONE, UNCOUNTED
+from celery_hybrid.dead_letters.letter import ETA, FAILED, LOST, LOST_HEADER, REJECTED, REVOKED, TIME_LIMIT
 
 if TYPE_CHECKING:
-    from celery_hybrid.tasks.consumer import Consumer
+    from celery_hybrid.worker.consumer import Consumer
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ _GUARDS = {
 class Request(base.Request):  # type: ignore[misc]
     """Celery's request, which lets nothing go that is not kept elsewhere."""
 
-    #: Of the worker; :meth:`celery_hybrid.tasks.consumer.Consumer.update_strategies` makes a class for each.
+    #: Of the worker; :meth:`celery_hybrid.worker.consumer.Consumer.update_strategies` makes a class for each.
     keeper: ClassVar[Consumer | None] = None
     acknowledged: bool = False
     #: Kept as a dead letter, sent again, or left in Redis: there is nothing more to decide.

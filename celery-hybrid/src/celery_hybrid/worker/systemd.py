@@ -45,9 +45,9 @@ def install(drain_seconds: float = 0, patience: float = PATIENCE) -> None:
         patience: seconds without progress after which something is stuck.
     """
     _Life.drain_seconds, _Life.patience = drain_seconds, patience
-    signals.worker_ready.connect(_worker_ready, weak=False, dispatch_uid="celery_hybrid.systemd")
-    signals.worker_shutting_down.connect(_worker_stops, weak=False, dispatch_uid="celery_hybrid.systemd")
-    signals.beat_init.connect(_beat_ready, weak=False, dispatch_uid="celery_hybrid.systemd")
+    signals.worker_ready.connect(_worker_ready, weak=False, dispatch_uid="celery_hybrid.worker.systemd")
+    signals.worker_shutting_down.connect(_worker_stops, weak=False, dispatch_uid="celery_hybrid.worker.systemd")
+    signals.beat_init.connect(_beat_ready, weak=False, dispatch_uid="celery_hybrid.worker.systemd")
 
 
 class _Life:
