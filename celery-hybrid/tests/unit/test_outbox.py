@@ -24,7 +24,15 @@ from celery_hybrid.results.store import default_outbox
 
 
 def record(name: str, body: bytes = b"{}") -> Record:
-    return Record(name, RESULT, status="SUCCESS", body=body, content_type="application/json", content_encoding="utf-8")
+    return Record(
+        name,
+        RESULT,
+        status="SUCCESS",
+        body=body,
+        content_type="application/json",
+        content_encoding="utf-8",
+        timestamp=1_700_000_000,
+    )
 
 
 @pytest.fixture
