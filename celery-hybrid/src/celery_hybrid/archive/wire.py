@@ -1,4 +1,4 @@
-"""Connections that keep to a deadline, and a fast way to read many messages.
+"""A fast way to read many messages.
 
 py-amqp reads each frame with three system calls and decodes every property of a message. Somebody who looks for one
 record among a hundred thousand needs neither: :class:`Wire` reads ahead, hands deliveries over as they are, and
@@ -8,12 +8,12 @@ leaves all else to py-amqp.
 from __future__ import annotations
 
 import struct
-import time
 from typing import Any
 
 import amqp
 
 from celery_hybrid.names import ID_HEADER
+from celery_hybrid.rabbitmq.connection import Connection
 from celery_hybrid.rabbitmq.records import FORGET, FORGETS_HEADER, RESULT, Record
 
 _READ_AHEAD = 256 * 1024
@@ -37,38 +37,6 @@ _SIZES: dict[int, int | None] = {
     **dict.fromkeys(b"V", 0),
     **dict.fromkeys(b"SxAF", None),
 }
-
-
-class Connection(amqp.Connection):  # type: ignore[misc]
-    """A connection none of whose reads outlasts a deadline.
-
-    Attributes:
-        deadline: by the monotonic clock; None for the timeouts of the single reads alone.
-    """
-
-    deadline: float | None = None
-
-    def blocking_read(self, timeout: float | None = None) -> Any:
-        """Read and handle one frame.
-
-        Raises:
-            TimeoutError: there was none in time.
-        """
-        return super().blocking_read(self.patience(timeout))
-
-    def patience(self, timeout: float | None) -> float | None:
-        """Return the seconds that one read may take.
-
-        Raises:
-            TimeoutError: the deadline is over.
-        """
-        if self.deadline is None:
-            return timeout
-        remaining = self.deadline - time.monotonic()
-        if remaining <= 0:
-            raise TimeoutError
-        usual = self.transport.sock.gettimeout() if timeout is None else timeout
-        return remaining if usual is None else min(usual, remaining)
 
 
 class Delivery:

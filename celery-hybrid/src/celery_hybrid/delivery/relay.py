@@ -9,11 +9,11 @@ import struct
 import threading
 import time
 
+from celery_hybrid.delivery.failure import failure_instead
 from celery_hybrid.delivery.outbox import Outbox, Waiting
 from celery_hybrid.errors import OutboxError, RecordTooLargeError, TopologyError
 from celery_hybrid.rabbitmq.publisher import Publisher
 from celery_hybrid.rabbitmq.records import DEAD_LETTER, superseded
-from celery_hybrid.results.content import failure_instead
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import amqp
 
-from celery_hybrid.archive.wire import Connection
 from celery_hybrid.errors import (
     HybridError,
     RecordTooLargeError,
@@ -39,14 +38,46 @@ HOW_TO_DECLARE = (
     "result_backend_transport_options = {'declare': True}"
 )
 
-# Half a minute without an answer of the kernel at the other end is the end of a connection.
 #: How long a RabbitMQ that answers may take until its streams do.
 STARTING_SECONDS = 10.0
 # How RabbitMQ words the one precondition that only deleting an object helps against. All others, such as
 # consumer_timeout, leave objects alone.
 _OTHER_ARGUMENTS = ("inequivalent arg", "cannot redeclare")
 _CHANNEL_IS_OVER = ("timed out", "unknown delivery tag")
+# Half a minute without an answer of the kernel at the other end is the end of a connection.
 _KEEPALIVE = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3, socket.TCP_NODELAY: 1}
+
+
+class Connection(amqp.Connection):  # type: ignore[misc]
+    """A connection none of whose reads outlasts a deadline.
+
+    Attributes:
+        deadline: by the monotonic clock; None for the timeouts of the single reads alone.
+    """
+
+    deadline: float | None = None
+
+    def blocking_read(self, timeout: float | None = None) -> Any:
+        """Read and handle one frame.
+
+        Raises:
+            TimeoutError: there was none in time.
+        """
+        return super().blocking_read(self.patience(timeout))
+
+    def patience(self, timeout: float | None) -> float | None:
+        """Return the seconds that one read may take.
+
+        Raises:
+            TimeoutError: the deadline is over.
+        """
+        if self.deadline is None:
+            return timeout
+        remaining = self.deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError
+        usual = self.transport.sock.gettimeout() if timeout is None else timeout
+        return remaining if usual is None else min(usual, remaining)
 
 
 class Servers:

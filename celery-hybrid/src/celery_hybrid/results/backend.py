@@ -19,6 +19,7 @@ from celery.result import GroupResult, result_from_tuple
 from celery.utils.functional import LRUCache, _regen
 
 from celery_hybrid.broker.chord_counter import GONE, RedisCounter
+from celery_hybrid.delivery.failure import failure_instead
 from celery_hybrid.errors import (
     RecordRefusedError,
     RecordTooLargeError,
@@ -32,7 +33,7 @@ from celery_hybrid.rabbitmq.options import SETTING, Options
 from celery_hybrid.rabbitmq.records import CHORD_GROWTH, CHORD_PART, GROUP, RESULT, Record
 from celery_hybrid.rabbitmq.urls import masked
 from celery_hybrid.results.chords import BRIEF, Chords, MainProcessChords, origin_of, register, task_ids
-from celery_hybrid.results.content import Codec, Meta, failure_instead
+from celery_hybrid.results.content import Codec, Meta
 from celery_hybrid.results.store import Store, on_fork, store_of
 from celery_hybrid.results.waiting import SHORTEST_LOOK, ResultConsumer
 

@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from celery import states
 from celery._state import _task_stack, get_current_task
@@ -42,9 +42,7 @@ from celery_hybrid.broker.chord_counter import (
 from celery_hybrid.errors import RecordRefusedError, RecordTooLargeError, ResultStoreUnreachableError
 from celery_hybrid.names import FINISH_CHORD
 from celery_hybrid.rabbitmq.records import RESULT, Record
-
-if TYPE_CHECKING:
-    from celery_hybrid.results.backend import AMQPBackend
+from celery_hybrid.results.content import Codec, Meta
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +68,34 @@ class _MissingError(_LaterError):
     """A server, or a result that is in another host's outbox, is away for now: the body is not at fault."""
 
 
+class ChordBackend(Protocol):
+    """What chords need of a result backend, which is :class:`celery_hybrid.results.backend.AMQPBackend`."""
+
+    app: Any
+    #: What all backends of the process share.
+    store: Any
+    #: Encodes what is stored.
+    codec: Codec
+
+    def store_result(self, task_id: str, result: Any, state: str) -> Any:
+        """Store a result."""
+
+    def encode_result(self, result: Any, state: str) -> Any:
+        """Return a result so that the serializer takes it."""
+
+    def decode_record(self, record: Record) -> Meta:
+        """Return the meta of a record."""
+
+    def exception_to_python(self, exc: Any) -> Any:
+        """Return the exception that was stored as data."""
+
+    def chord_error_from_stack(self, callback: Any, exc: BaseException) -> Any:
+        """Fail the body of a chord, and call its errbacks."""
+
+    def count_as_before(self, request: Any, state: str, result: Any) -> bool:
+        """Count a part as earlier versions did, and return whether the chord is one of theirs."""
+
+
 class Chords:
     """The chords of an application, as seen by one of its backends.
 
@@ -78,7 +104,7 @@ class Chords:
         counter: where parts are counted.
     """
 
-    def __init__(self, backend: AMQPBackend, counter: Counter) -> None:
+    def __init__(self, backend: ChordBackend, counter: Counter) -> None:
         self.backend = backend
         self.counter = counter
         self._app = backend.app
@@ -366,7 +392,7 @@ class MainProcessChords(Chords):
 
     counter: RedisCounter
 
-    def __init__(self, backend: AMQPBackend, counter: RedisCounter) -> None:
+    def __init__(self, backend: ChordBackend, counter: RedisCounter) -> None:
         super().__init__(backend, counter)
 
     def part_ended(self, request: Any, status: str, result: Any) -> None:

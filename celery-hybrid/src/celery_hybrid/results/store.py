@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import logging
 import os
 import tempfile
@@ -397,12 +396,7 @@ class _Registry:
             for store in stores.values():
                 store.close()
 
-    def before_pool_child(self, **_: Any) -> None:
-        importlib.import_module("celery_hybrid.worker.log_level").prepare()
-
     def serve(self, sender: Any = None, **_: Any) -> None:
-        # Adds 'inspect result_store' and others; only workers need them, and it imports much.
-        importlib.import_module("celery_hybrid.worker.control")
         for store in stores_of(sender.app):
             store.serve()
 
@@ -418,7 +412,6 @@ os.register_at_fork(
 )
 # The children of a pool leave with os._exit(), which runs no finalizers.
 signals.worker_process_shutdown.connect(_registry.close, weak=False)
-signals.worker_before_create_process.connect(_registry.before_pool_child, weak=False)
 # In the main process. Workers of celery.contrib.testing do not say that they are ready.
 signals.worker_ready.connect(_registry.serve, weak=False)
 signals.task_received.connect(_registry.serve, weak=False)

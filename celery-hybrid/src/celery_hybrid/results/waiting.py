@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from celery import states
 from celery.backends.asynchronous import BaseResultConsumer, Drainer
@@ -19,10 +19,10 @@ from kombu.utils.compat import detect_environment
 
 from celery_hybrid.errors import IdError, ResultStoreError, ResultStoreUnreachableError
 from celery_hybrid.names import id_of
+from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.records import Record
-
-if TYPE_CHECKING:
-    from celery_hybrid.results.backend import AMQPBackend
+from celery_hybrid.results.content import Meta
+from celery_hybrid.results.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,16 @@ SHORTEST_LOOK = 0.2
 
 #: Seconds between two calls of what Celery wants to be called while it waits.
 _INTERVAL = 0.5
+
+
+class WaitingBackend(Protocol):
+    """What waiting needs of a result backend, which is :class:`celery_hybrid.results.backend.AMQPBackend`."""
+
+    options: Options
+    store: Store
+
+    def meta_of(self, record: Record) -> Meta | None:
+        """Return what is known of a task by a record."""
 
 
 class Lookout:
@@ -99,7 +109,7 @@ class ResultConsumer(BaseResultConsumer):
     another's, and wakes all others to look whether it was theirs.
     """
 
-    backend: AMQPBackend
+    backend: WaitingBackend
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

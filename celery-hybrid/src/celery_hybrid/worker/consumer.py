@@ -46,6 +46,9 @@ from celery_hybrid.dead_letters.letter import (
     send,
 )
 from celery_hybrid.worker import answers
+
+# Adds 'inspect result_store' and others, as the entry point does in a worker that the celery command starts.
+from celery_hybrid.worker import control as _control  # noqa: F401
 from celery_hybrid.worker.request import Request
 
 logger = logging.getLogger(__name__)
@@ -66,8 +69,8 @@ _OPTIONS = {
 }
 
 
-class Keeper(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Takes what is in hand over to a new connection, behind the task consumer and before the event loop."""
+class Handover(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Takes unacknowledged messages over to a new connection, behind the task consumer and before the event loop."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -93,9 +96,9 @@ class Consumer(base.Consumer):  # type: ignore[misc]
     broker_connection_retry_attempt = 0
 
     class Blueprint(base.Consumer.Blueprint):  # type: ignore[misc]
-        """Celery's, and the keeper."""
+        """Celery's, and the handover."""
 
-        default_steps = (*base.Consumer.Blueprint.default_steps, Keeper)
+        default_steps = (*base.Consumer.Blueprint.default_steps, Handover)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         #: Messages that no connection has at the moment, by their delivery tags.
@@ -409,9 +412,9 @@ class Consumer(base.Consumer):  # type: ignore[misc]
             own = symbol_by_name(task.Request)
             if not issubclass(own, Request):
                 kind = Request if own is base_request() else type(own.__name__, (Request, own), {})
-                task.Request = type(kind.__name__, (kind,), {"keeper": self})
-            elif own.keeper is not self:
-                task.Request = type(own.__name__, (own,), {"keeper": self})
+                task.Request = type(kind.__name__, (kind,), {"consumer": self})
+            elif own.consumer is not self:
+                task.Request = type(own.__name__, (own,), {"consumer": self})
             # Put back for ever; lost_retries of worker_dead_letters has an end.
             task.reject_on_worker_lost = False
         super().update_strategies()

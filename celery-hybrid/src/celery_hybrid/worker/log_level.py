@@ -102,7 +102,7 @@ class _Main:
     lock = threading.Lock()
 
 
-def prepare() -> None:
+def prepare(**_: Any) -> None:
     """Let children understand the signal: before they are forked, so that it never ends one."""
     if _Main.prepared == os.getpid():
         return
@@ -187,3 +187,6 @@ def _children(pool: Any) -> list[int]:
 def _put_back(pool: Any) -> None:
     told = _set(pool, {}, 0)
     logger.warning("The time is up: levels of loggers are as they were; told %d children.", told)
+
+
+signals.worker_before_create_process.connect(prepare, weak=False, dispatch_uid="celery_hybrid.worker.log_level")

@@ -11,7 +11,7 @@ import logging
 import weakref
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery import signals, states
@@ -32,12 +32,34 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from celery_hybrid.broker.chord_counter import COMPLETE, COUNTED, DONE, UNCOUNTED
-from celery_hybrid.dead_letters.letter import ETA, FAILED, LOST, LOST_HEADER, REJECTED, REVOKED, TIME_LIMIT
-
-if TYPE_CHECKING:
-    from celery_hybrid.worker.consumer import Consumer
+from celery_hybrid.dead_letters.letter import ETA, FAILED, LOST, LOST_HEADER, REJECTED, REVOKED, TIME_LIMIT, DeadLetters
 
 logger = logging.getLogger(__name__)
+
+
+class WorkerConsumer(Protocol):
+    """What a request needs of the worker's consumer, :class:`celery_hybrid.worker.consumer.Consumer`."""
+
+    connection_errors: tuple[type[BaseException], ...]
+    dead_letters: DeadLetters
+
+    def may_begin(self, message: Any) -> bool:
+        """Return whether the claim on a message still holds, so that its task may begin."""
+
+    def is_lost(self, message: Any) -> bool:
+        """Return whether the claim on a message is lost."""
+
+    def settle(self, message: Any, requeue: bool | None = None) -> None:
+        """Acknowledge or reject a message; when Redis is away, as soon as it is back."""
+
+    def leave(self, message: Any) -> None:
+        """Leave a message in Redis, for another worker."""
+
+    def send_again(self, message: Any, headers: dict[str, Any]) -> None:
+        """Send a message again, with other headers, and acknowledge this one."""
+
+    def put_away(self, message: Any, reason: str, exc: BaseException | None = None, traceback: str = "") -> bool:
+        """Keep a message as a dead letter; return whether that worked."""
 
 
 def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,7 +73,7 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
             raise
         except BaseException as failure:
             self.give_up(failure)
-            if isinstance(failure, self._keeper.connection_errors):
+            if isinstance(failure, self._consumer.connection_errors):
                 # The worker connects again.
                 raise
             return None
@@ -76,7 +98,7 @@ def _guarded_begin(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def execute_using_pool(self: Request, pool: Any, **kwargs: Any) -> Any:
-        if not self._keeper.may_begin(self._message):
+        if not self._consumer.may_begin(self._message):
             base.task_ready(self)
             # Celery's word for a task that does not take up its place in the pool.
             raise TaskRevokedError(self.id)
@@ -105,7 +127,7 @@ class Request(base.Request):  # type: ignore[misc]
     """Celery's request, which lets nothing go that is not kept elsewhere."""
 
     #: Of the worker; :meth:`celery_hybrid.worker.consumer.Consumer.update_strategies` makes a class for each.
-    keeper: ClassVar[Consumer | None] = None
+    consumer: ClassVar[WorkerConsumer | None] = None
     acknowledged: bool = False
     #: Kept as a dead letter, sent again, or left in Redis: there is nothing more to decide.
     _decided = False
@@ -140,7 +162,7 @@ class Request(base.Request):  # type: ignore[misc]
         """Acknowledge the task; when Redis is away, as soon as it is back."""
         if not self.acknowledged:
             self.acknowledged = True
-            self._keeper.settle(self._message)
+            self._consumer.settle(self._message)
 
     def reject(self, requeue: bool = False) -> None:
         """Give the message back, or away for good: then it is put away first."""
@@ -152,7 +174,7 @@ class Request(base.Request):  # type: ignore[misc]
         elif not requeue and not self._put_away(REJECTED if self._apply_result else ETA):
             return
         self.acknowledged = True
-        self._keeper.settle(self._message, requeue)
+        self._consumer.settle(self._message, requeue)
         self.send_event("task-rejected", requeue=requeue)
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
@@ -161,7 +183,7 @@ class Request(base.Request):  # type: ignore[misc]
             super().on_accepted(pid, time_accepted)
         except Exception as failure:
             logger.exception("The start of task %s[%s] could not be noted", self.name, self.id)
-            if isinstance(failure, self._keeper.connection_errors):
+            if isinstance(failure, self._consumer.connection_errors):
                 raise
 
     @_guarded
@@ -197,8 +219,8 @@ class Request(base.Request):  # type: ignore[misc]
         super().on_timeout(soft, timeout)
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
-        keeper = self._keeper
-        if keeper.dead_letters.policy.revoked and not self._decided and not self.acknowledged:
+        consumer = self._consumer
+        if consumer.dead_letters.policy.revoked and not self._decided and not self.acknowledged:
             self._put_away(REVOKED, Terminated(reason))
         super()._announce_revoked(reason, terminated, signum, expired)
 
@@ -240,9 +262,9 @@ class Request(base.Request):  # type: ignore[misc]
         return False
 
     @property
-    def _keeper(self) -> Consumer:
-        assert self.keeper is not None  # noqa: S101 - requests are only made of the consumer's own classes
-        return self.keeper
+    def _consumer(self) -> WorkerConsumer:
+        assert self.consumer is not None  # noqa: S101 - requests are only made of the consumer's own classes
+        return self.consumer
 
     def give_up(self, failure: BaseException) -> None:
         """End the request after an error in the worker itself, so that it does not occupy the worker.
@@ -254,7 +276,7 @@ class Request(base.Request):  # type: ignore[misc]
         if self.acknowledged:
             return
         try:
-            done = self.succeeded or self._kept or self._keeper.put_away(self._message, FAILED, failure)
+            done = self.succeeded or self._kept or self._consumer.put_away(self._message, FAILED, failure)
         except Exception:
             logger.exception("Task %s[%s] could not be kept as a dead letter", self.name, self.id)
             done = False
@@ -281,14 +303,14 @@ class Request(base.Request):  # type: ignore[misc]
             return None if self._success_was_stored() else LOST
         if isinstance(exc, TimeLimitExceeded):
             return TIME_LIMIT
-        policy = self._keeper.dead_letters.policy
+        policy = self._consumer.dead_letters.policy
         expected = isinstance(exc, tuple(self.task.throws or ())) or policy.expects(exc)
         return FAILED if policy.failed and not expected else None
 
     def _put_away(self, reason: str, exc: BaseException | None = None, traceback: str = "") -> bool:
         """Keep the task as a dead letter; if that is not possible, leave it in Redis and return False."""
         self._decided = True
-        if self._keeper.put_away(self._message, reason, exc, traceback):
+        if self._consumer.put_away(self._message, reason, exc, traceback):
             self._kept = True
             return True
         self._leave()
@@ -298,18 +320,18 @@ class Request(base.Request):  # type: ignore[misc]
         base.task_ready(self)
         if not self.acknowledged:
             self.acknowledged = True
-            self._keeper.leave(self._message)
+            self._consumer.leave(self._message)
 
     def _send_again(self, exc: BaseException, exc_info: Any) -> bool:
         """Send the very message again after a while, unless it was often enough."""
-        keeper = self._keeper
+        consumer = self._consumer
         headers = dict(self._message.headers)
         lost = headers.get(LOST_HEADER)
         lost = lost if isinstance(lost, int) else 0
-        policy = keeper.dead_letters.policy
+        policy = consumer.dead_letters.policy
         if self.acknowledged or not self.task.acks_late or lost >= policy.lost_retries:
             return False
-        if keeper.is_lost(self._message):
+        if consumer.is_lost(self._message):
             # It is up to the worker that has the message now.
             self._decided = self._again = True
             self._leave()
@@ -317,13 +339,13 @@ class Request(base.Request):  # type: ignore[misc]
         self._decided = self._again = True
         eta = datetime.now(UTC) + timedelta(seconds=policy.lost_retry_delay * 2**lost)
         try:
-            keeper.send_again(self._message, {**headers, LOST_HEADER: lost + 1, "eta": eta.isoformat()})
+            consumer.send_again(self._message, {**headers, LOST_HEADER: lost + 1, "eta": eta.isoformat()})
         except Exception as failure:
             logger.warning("Task %s[%s] did not end, and goes back to Redis: %r", self.name, self.id, failure)
-            if isinstance(failure, keeper.connection_errors):
+            if isinstance(failure, consumer.connection_errors):
                 base.task_ready(self)
                 self.acknowledged = True
-                keeper.settle(self._message, True)  # as soon as Redis is back
+                consumer.settle(self._message, True)  # as soon as Redis is back
             else:
                 self._leave()
             return True
