@@ -500,6 +500,15 @@ def test_a_queue_that_nobody_consumes():
         ({"outbox": {"count": 7, "refused": 0, "dropped": 0}}, "b@h2: 7 results wait"),
         ({"outbox": {"count": 0, "refused": 2, "dropped": 0}}, "b@h2: 2 results are refused by RabbitMQ for good"),
         ({"outbox": {"count": 0, "refused": 0, "dropped": 2}}, "empty on a@h1, b@h2"),
+        ({"outbox": {"count": 0}, "dead_letters": {"count": 3, "refused": 0}}, "b@h2: 3 dead letters wait"),
+        (
+            {"outbox": {"count": 1}, "dead_letters": {"count": 0, "refused": 2}},
+            "b@h2: 1 results wait; b@h2: 2 dead letters are refused by RabbitMQ for good",
+        ),
+        (
+            {"outbox": {"count": 0}, "dead_letters": {"error": "the outbox /y is damaged"}},
+            "b@h2: the outbox /y is damaged",
+        ),
         ({"outbox": {"path": "/x", "error": "the outbox /x cannot be used"}}, "b@h2: the outbox /x cannot be used"),
         ({}, "b@h2 does not tell"),
         ({"error": "KeyError"}, "b@h2 does not tell"),

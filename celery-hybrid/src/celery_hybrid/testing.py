@@ -67,6 +67,7 @@ from celery_hybrid.archive.archive import Archive, Ends
 from celery_hybrid.archive.index import Key
 from celery_hybrid.broker.chord_counter import COMPLETE, DONE, GONE, MORE, OPEN, Chord, Command, Part
 from celery_hybrid.errors import OptionError, ResultStoreError, TopologyError
+from celery_hybrid.rabbitmq.connection import Servers
 from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.publisher import Publisher
 from celery_hybrid.rabbitmq.records import CHORD_KINDS, DEAD_LETTER, FORGET, GROUP, RESULT, Record, outcome
@@ -364,12 +365,14 @@ class MemoryStore(Store):
 
     def _assemble(self, reply_to: str) -> None:
         super()._assemble(reply_to)
-        self.publisher = MemoryPublisher(self.memory)
         self.journal = None
         self.archive = MemoryArchive(self.memory, self._expires)
         self.replies = MemoryReplies(self.memory, reply_to, self.mailbox)
 
-    def _outbox(self, what: str = "results") -> None:
+    def _publisher(self, servers: Servers, purpose: str = "publisher") -> Publisher:  # noqa: ARG002 - in memory
+        return MemoryPublisher(self.memory)
+
+    def _outbox(self, what: str) -> None:
         """There is no outage to outlive."""
 
     def serve(self) -> None:

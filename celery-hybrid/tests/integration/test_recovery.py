@@ -288,13 +288,13 @@ def test_results_that_wait_on_this_host(tool, broker, app):
         content_encoding="utf-8",
         timestamp=int(time.time()),
     )
-    store.outbox.add(record, None)
+    store.results_delivery.outbox.add(record, None)
     assert "1 results wait, the oldest since" in tool("list", "-t", "0.2")
     assert "would deliver 1 results" in tool("deliver")
-    with Path(f"{store.outbox.path}.lock").open("w") as lock:
+    with Path(f"{store.results_delivery.outbox.path}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "A worker of this host delivers them" in tool("deliver", "--execute")
     assert "1 results were delivered" in tool("deliver", "--execute")
-    assert not store.outbox.waiting()
+    assert not store.results_delivery.outbox.waiting()
     assert app.AsyncResult(name).get(timeout=20) == 42
     assert "Nothing waits" in tool("deliver")

@@ -305,7 +305,7 @@ def test_a_fork_waits_until_no_thread_is_inside(path: Path) -> None:
     app.conf.update(
         result_backend="amqp://me:secret@127.0.0.1:9/celery", result_backend_transport_options={"outbox": str(path)}
     )
-    outbox = app.backend.store.outbox
+    outbox = app.backend.store.results_delivery.outbox
     assert outbox is not None
     inside, leave = threading.Event(), threading.Event()
 

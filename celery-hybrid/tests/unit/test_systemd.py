@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from celery_hybrid.delivery.delivery import DEAD_LETTERS, RESULTS
 from celery_hybrid.worker import systemd
 
 
@@ -207,13 +208,14 @@ def test_a_task_without_a_limit_may_run_for_ever(clock, requests):
 
 def test_a_relay_that_hangs_is_a_problem(clock, requests, monkeypatch):
     relay = SimpleNamespace(steps=0)
-    monkeypatch.setattr(systemd, "stores_of", lambda app: [SimpleNamespace(relay=relay, letter_relay=None)])
+    deliveries = [SimpleNamespace(what=RESULTS, relay=None), SimpleNamespace(what=DEAD_LETTERS, relay=relay)]
+    monkeypatch.setattr(systemd, "stores_of", lambda app: [SimpleNamespace(deliveries=deliveries)])
     consumer = Consumer()
     health = systemd.WorkerHealth(consumer, clock=clock)
     assert looked_at(health, consumer, clock, 100) == ""  # not begun
     relay.steps = 1
     assert looked_at(health, consumer, clock, 50) == ""
-    assert "relay" in looked_at(health, consumer, clock, 20)
+    assert "relay of the outbox of dead letters" in looked_at(health, consumer, clock, 20)
     relay.steps = 2
     assert looked_at(health, consumer, clock, 2) == ""
 

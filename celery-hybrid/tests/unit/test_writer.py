@@ -180,7 +180,7 @@ def test_a_full_outbox_drops_the_oldest_when_told_so(
         write(str(number))
     assert waiting(outbox) == [str(number) for number in range(2, 11)]
     assert [text for text in caplog.messages if "is dropped" in text] == [
-        f"The outbox {outbox.path} is full; the oldest record, of {number}, is dropped." for number in range(2)
+        f"The outbox {outbox.path} is full; the oldest of its results, of {number}, is dropped." for number in range(2)
     ]
 
 

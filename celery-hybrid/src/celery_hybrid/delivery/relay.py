@@ -60,7 +60,9 @@ class Relay:
         """Begin to work, unless it does already."""
         with self._lock:
             if (self._thread is None or not self._thread.is_alive()) and not self._stopping.is_set():
-                self._thread = threading.Thread(target=self._run, name="celery-hybrid relay", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._run, name=f"celery-hybrid relay of {self._what}", daemon=True
+                )
                 self._thread.start()
 
     def stop(self) -> None:
@@ -87,7 +89,7 @@ class Relay:
                 self._complain("The %s in the outbox cannot be delivered: %s", self._what, exc)
             except Exception as exc:
                 self.failure = exc
-                logger.exception("The relay of the outbox failed, and begins again.")
+                logger.exception("The relay of the outbox of %s failed, and begins again.", self._what)
             self._stopping.wait(_IDLE_PAUSE)
 
     def empty(self) -> int | None:
@@ -256,7 +258,7 @@ class Relay:
         logger.critical(
             "The %s of %s can never be stored: %s It is set aside in %s; 'celery tasks refused' shows it, "
             "tries it again or takes it out.",
-            *(record.kind, record.id, reason, self._outbox.path),
+            *(record.kind.replace("-", " "), record.id, reason, self._outbox.path),
         )
         self._outbox.set_aside(waiting.seq, reason, failure_instead(record, reason))
 

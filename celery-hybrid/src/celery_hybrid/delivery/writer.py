@@ -122,7 +122,9 @@ class Writer:
             self._complain("%s", exc)
             return False
         for name in dropped:
-            logger.error("The outbox %s is full; the oldest record, of %s, is dropped.", self._outbox.path, name)
+            logger.error(
+                "The outbox %s is full; the oldest of its %s, of %s, is dropped.", self._outbox.path, self._what, name
+            )
         return bool(dropped)
 
     def _complain(self, text: str, *values: object) -> None:

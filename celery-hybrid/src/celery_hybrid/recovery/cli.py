@@ -18,8 +18,8 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from celery_hybrid.broker import transport
+from celery_hybrid.delivery.delivery import Delivery
 from celery_hybrid.delivery.outbox import Outbox, Refused
-from celery_hybrid.delivery.relay import Relay
 from celery_hybrid.errors import HybridError
 from celery_hybrid.files import sync_folder_of
 from celery_hybrid.recovery.tasks import InHand, Tasks, held_by_workers, read
@@ -72,7 +72,9 @@ def listed(context: click.Context, queues: tuple[str, ...], timeout: float, as_j
             "set_aside": aside,
             "workers": nodes,
             "in_hand": [_as_json(each) for each in in_hand],
-            "outboxes": [{"what": what, "path": str(outbox.path), **vars(depth)} for what, outbox, depth in outboxes],
+            "outboxes": [
+                {"what": delivery.what, "path": str(outbox.path), **vars(depth)} for delivery, outbox, depth in outboxes
+            ],
         }
         click.echo(json.dumps(told))
         return
@@ -88,9 +90,10 @@ def listed(context: click.Context, queues: tuple[str, ...], timeout: float, as_j
     click.echo(f"in hand: {len(in_hand)}; workers that answer: {', '.join(nodes) or 'none'}")
     for each in in_hand:
         click.echo(_line(each))
-    for what, outbox, depth in outboxes:
+    for delivery, outbox, depth in outboxes:
         if depth.count or depth.refused:
-            click.echo(f"{outbox.path}: {depth.count} {what} wait{_since(depth.oldest)}, {depth.refused} are refused")
+            waiting_there = f"{depth.count} {delivery.what} wait{_since(depth.oldest)}"
+            click.echo(f"{outbox.path}: {waiting_there}, {depth.refused} are refused")
 
 
 @tasks.command()
@@ -168,9 +171,9 @@ def recover(context: click.Context, gone: bool, execute: bool, timeout: float) -
 @click.pass_context
 def deliver(context: click.Context, execute: bool) -> None:
     """Bring results and dead letters of this host's outbox to RabbitMQ that no worker brings there any more."""
-    store = getattr(context.obj.app.backend, "store", None)
     nothing = True
-    for what, outbox, depth in _outboxes(context.obj.app):
+    for delivery, outbox, depth in _outboxes(context.obj.app):
+        what = delivery.what
         if depth.refused:
             click.echo(f"{outbox.path}: {depth.refused} {what} are set aside; 'celery tasks refused' shows why.")
         if not depth.count:
@@ -179,9 +182,9 @@ def deliver(context: click.Context, execute: bool) -> None:
         if not execute:
             click.echo(f"would deliver {depth.count} {what} of {outbox.path}{_since(depth.oldest)}")
             continue
-        relay: Relay = store.relay if outbox is store.outbox else store.letter_relay  # type: ignore[union-attr]
+        assert delivery.relay is not None  # noqa: S101 - there is an outbox
         try:
-            count = relay.empty()
+            count = delivery.relay.empty()
         except HybridError as exc:
             raise click.ClickException(
                 f"{exc}\nWhat was not delivered waits in {outbox.path}: {outbox.depth().count} {what}."
@@ -249,16 +252,16 @@ def _aside(each: Refused) -> str:
     return printable(f"{record.kind} {record.status} {record.id}  {len(record.body)} bytes  {each.reason}")
 
 
-def _outboxes(app: Any) -> Iterator[tuple[str, Outbox, Any]]:
-    for outbox in getattr(getattr(app.backend, "store", None), "outboxes", ()):
+def _outboxes(app: Any) -> Iterator[tuple[Delivery, Outbox, Any]]:
+    for delivery in getattr(getattr(app.backend, "store", None), "deliveries", ()):
+        outbox = delivery.outbox
         # Looking must not make one.
-        if outbox.path.exists():
-            what = "results" if outbox is app.backend.store.outbox else "dead letters"
+        if outbox is not None and outbox.path.exists():
             try:
                 depth = outbox.depth()
             except HybridError as exc:
                 raise click.ClickException(str(exc)) from exc
-            yield what, outbox, depth
+            yield delivery, outbox, depth
 
 
 def _in_hand(app: Any, found: Tasks, timeout: float) -> tuple[list[str], list[InHand]]:

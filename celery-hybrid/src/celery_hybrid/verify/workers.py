@@ -64,9 +64,9 @@ class Workers:
 
         report.run(
             "workers.outbox",
-            "no result waits in an outbox for RabbitMQ",
+            "no result and no dead letter waits in an outbox for RabbitMQ",
             self._outbox,
-            remedy="Look with 'celery result-store' why RabbitMQ does not take results. What waits is delivered by "
+            remedy="Look with 'celery result-store' why RabbitMQ does not take them. What waits is delivered by "
             "itself; 'celery tasks refused' shows what RabbitMQ refuses for good, tries it again or takes it out.",
             needs=some,
         )
@@ -214,15 +214,18 @@ class Workers:
                     f"{node}: {outbox['error']}",
                     "Make the folder writable for the worker's user; tasks wait whenever RabbitMQ is away.",
                 )
-            told += [f"{node}: {outbox[name]} {words}" for name, words in _OUTBOX if outbox.get(name)]
+            for what, box in (("results", outbox), ("dead letters", state.get("dead_letters") or {})):
+                if "error" in box:
+                    told.append(f"{node}: {box['error']}")
+                told += [f"{node}: {box[name]} {what} {words}" for name, words in _OUTBOX if box.get(name)]
         if told:
             raise Failed("; ".join(told))
         return f"empty on {', '.join(sorted(self._conf))}"
 
 
 _OUTBOX = (
-    ("count", "results wait"),
-    ("refused", "results are refused by RabbitMQ for good"),
+    ("count", "wait"),
+    ("refused", "are refused by RabbitMQ for good"),
 )
 
 

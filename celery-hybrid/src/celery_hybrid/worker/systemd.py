@@ -25,6 +25,7 @@ from typing import Any
 from celery import signals
 from celery.worker import state as worker_state
 
+from celery_hybrid.delivery.delivery import DEAD_LETTERS, RESULTS
 from celery_hybrid.results.store import stores_of
 
 logger = logging.getLogger(__name__)
@@ -139,7 +140,8 @@ class WorkerHealth:
         self._consumer = consumer
         self._patience = patience
         self._rounds = 0
-        self._loop, self._relay, self._letter_relay = Progress(clock), Progress(clock), Progress(clock)
+        self._loop = Progress(clock)
+        self._relays = {what: Progress(clock) for what in (RESULTS, DEAD_LETTERS)}
         self._handed, self._active = Ages(clock), Ages(clock)
 
     def problem(self) -> str:
@@ -170,6 +172,8 @@ class WorkerHealth:
             known = store.state()
             if "outbox" in known:
                 words.append(f"{known['outbox'].get('count', '?')} results in the outbox")
+            if known.get("dead_letters", {}).get("count"):
+                words.append(f"{known['dead_letters']['count']} dead letters in theirs")
             if known["failure"]:
                 words.append("RabbitMQ is away")
         return "; ".join(words)
@@ -207,9 +211,10 @@ class WorkerHealth:
 
     def _relay_problem(self) -> str:
         for store in stores_of(self._consumer.app)[:1]:
-            for relay, progress in ((store.relay, self._relay), (store.letter_relay, self._letter_relay)):
+            for delivery in store.deliveries:
+                relay, progress = delivery.relay, self._relays[delivery.what]
                 if relay is not None and relay.steps and progress.idle(relay.steps) > self._patience:
-                    return "the relay of the outbox does not go on"
+                    return f"the relay of the outbox of {delivery.what} does not go on"
         return ""
 
     def _time_limit(self, request: Any) -> float:
