@@ -15,12 +15,12 @@ import pytest
 from celery import Celery
 from kombu.exceptions import ContentDisallowed
 
-from celery_hybrid.verify import Check, Report, Request, RequestError, names
+from celery_hybrid.verify import Check, CheckReport, VerifyRequest, VerifyRequestError, names
 from celery_hybrid.verify.__main__ import print_table
-from celery_hybrid.verify.canary import Canary
+from celery_hybrid.verify.canary import QueueCanary
 from celery_hybrid.verify.masking import Mask
 from celery_hybrid.verify.report import Failed, Skipped
-from celery_hybrid.verify.results import Results, age_seconds
+from celery_hybrid.verify.results import ResultChecks, age_seconds
 from celery_hybrid.verify.runner import declared_queues
 from celery_hybrid.verify.settings import Settings, canonical, reported_backend, value_of
 from celery_hybrid.verify.workers import Workers
@@ -31,7 +31,7 @@ ENCODED = "Pa55%3Aw%2Ford%402%239"
 
 @pytest.fixture
 def report():
-    return Report(Mask())
+    return CheckReport(Mask())
 
 
 def test_a_check_that_needs_a_failed_one_is_not_run_and_fails(report):
@@ -86,7 +86,7 @@ def test_a_report_without_checks_is_not_ok(report):
 
 
 def test_a_check_that_is_left_out_is_listed_and_blocks_nothing():
-    report = Report(Mask(), ["a", "f"])
+    report = CheckReport(Mask(), ["a", "f"])
     report.run("a", "good", lambda: pytest.fail("must not run"), remedy="r")
     report.run("f[queue]", "good", lambda: pytest.fail("must not run"), remedy="r")
     report.run("b", "good", lambda: "fine", remedy="r", needs=["a"])
@@ -117,7 +117,7 @@ def test_passwords_of_unknown_urls_are_masked_too():
 
 
 def test_a_report_masks_everything():
-    report = Report(Mask([f"redis://:{ENCODED}@h"]))
+    report = CheckReport(Mask([f"redis://:{ENCODED}@h"]))
     report.run("a", PASSWORD, lambda: fail(f"no {PASSWORD}", f"see {ENCODED}"), remedy="r")
     assert PASSWORD not in json.dumps(report.as_dict())
     assert ENCODED not in json.dumps(report.as_dict())
@@ -137,13 +137,13 @@ def test_a_report_masks_everything():
     ],
 )
 def test_a_wrong_request_is_refused(data, message):
-    with pytest.raises(RequestError) as caught:
-        Request.from_mapping(data)
+    with pytest.raises(VerifyRequestError) as caught:
+        VerifyRequest.from_mapping(data)
     assert message in str(caught.value)
 
 
 def test_a_request_is_read():
-    request = Request.from_mapping({"app": None, "queues": ["a"], "canary_timeout": 3, "skip": ["canary.redis"]})
+    request = VerifyRequest.from_mapping({"app": None, "queues": ["a"], "canary_timeout": 3, "skip": ["canary.redis"]})
     assert request.queues == ["a"]
     assert request.skip == ["canary.redis"]
 
@@ -199,7 +199,7 @@ def test_declared_queues(conf, queues):
 
 
 def test_a_canary_knows_its_partition():
-    canary = Canary("q", 16)
+    canary = QueueCanary("q", 16)
     assert canary.stream == f"celery.results.{zlib.crc32(canary.id.encode()) % 16}"
 
 
@@ -244,7 +244,7 @@ def configuration(tmp_path, monkeypatch):
 
 
 def verdicts(settings, expected=None):
-    report = Report(Mask(os.environ.values()))
+    report = CheckReport(Mask(os.environ.values()))
     if settings.check_loading(report):
         settings.check_values(report, expected or {})
     return {check.name: check for check in report.checks}
@@ -290,7 +290,7 @@ def test_each_wrong_setting_fails_its_own_check(configuration, changes, name, me
 
 
 def test_the_backend_of_this_package_is_the_right_one(configuration):
-    found = verdicts(configuration(result_backend="celery_hybrid.verify.report:Report+amqp://u:p@h/celery"))
+    found = verdicts(configuration(result_backend="celery_hybrid.verify.report:CheckReport+amqp://u:p@h/celery"))
     assert found["settings.result_backend"].ok
 
 
@@ -401,7 +401,7 @@ def answers(**changes):
 
 def inspected(nodes=("a@h1", "b@h2"), queues=("one", "two"), **changes):
     workers = Inspected(nodes, answers(**changes))
-    report = Report(Mask())
+    report = CheckReport(Mask())
     workers.check(report, AGREED, queues)
     return workers, {check.name: check for check in report.checks}
 
@@ -483,7 +483,7 @@ OVERVIEW = {"object_totals": {"connections": 2}}
 )
 def test_connections_are_compared_with_what_the_servers_allow(broker, results, ok, message):
     workers, _ = inspected()
-    report = Report(Mask())
+    report = CheckReport(Mask())
     workers.check_connections(report, broker, results)
     assert report.ok is ok
     assert message in report.checks[0].actual
@@ -570,7 +570,7 @@ def facts(partitions=2):
 
 
 def topology(facts, method, *arguments):
-    results = Results("amqp://h", {"partitions": 2}, 1.0, facts)
+    results = ResultChecks("amqp://h", {"partitions": 2}, 1.0, facts)
     return getattr(results, method)(*arguments)
 
 
@@ -730,7 +730,7 @@ def test_the_command_answers_json_whatever_the_application_prints(configuration,
 
 
 def test_the_table():
-    report = Report(Mask(), ["c"])
+    report = CheckReport(Mask(), ["c"])
     report.checks = [Check("a.b", True, "e", "fine", "", 1.0), Check("a.long", False, "e", "bad", "Do it.", 2.0)]
     report.skipped = {"c": "", "d": "nobody may look"}
     out = io.StringIO()

@@ -63,8 +63,9 @@ from typing import Any
 import amqp
 from billiard import current_process
 
-from celery_hybrid.archive.archive import Archive, Ends
+from celery_hybrid.archive.archive import Archive
 from celery_hybrid.archive.index import Key
+from celery_hybrid.archive.partition import Ends
 from celery_hybrid.broker.chord_counter import COMPLETE, DONE, GONE, MORE, OPEN, Chord, Command, Part
 from celery_hybrid.errors import OptionError, ResultStoreError, TopologyError
 from celery_hybrid.rabbitmq.connection import Servers

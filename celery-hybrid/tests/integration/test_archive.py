@@ -13,7 +13,7 @@ import pytest
 from celery import states
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
-from celery_hybrid.archive.index import Known
+from celery_hybrid.archive.index import KnownOutcome
 from celery_hybrid.errors import ResultStoreUnreachableError
 from celery_hybrid.names import partition_of
 from celery_hybrid.rabbitmq import topology, urls
@@ -341,7 +341,7 @@ def test_results_of_lately_are_found_without_reading_what_is_older(app, make_app
     store = make_app().backend.store
     assert set(store.results_of([new], 1, timeout=20)) == {new}
     assert not store.archive._partitions[0].complete
-    assert store.archive.index.find((RESULT, old), 0, {}) == Known(None)
+    assert store.archive.index.find((RESULT, old), 0, {}) == KnownOutcome(None)
     # As when this host's clock is ahead.
     assert set(store.results_of([old, new], -60, timeout=20)) == {old, new}
 

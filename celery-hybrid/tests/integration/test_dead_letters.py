@@ -17,7 +17,7 @@ import amqp
 import pytest
 from click.testing import CliRunner
 
-from celery_hybrid.dead_letters.letter import Letter
+from celery_hybrid.dead_letters.letter import DeadLetter
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -70,7 +70,7 @@ class Box:
     def take(self, seconds=20):
         """Take the next letter of a task out."""
         message = wait_until(lambda: self.channel.basic_get(QUEUE, no_ack=True), seconds)
-        return Letter.from_body(message.body)
+        return DeadLetter.from_body(message.body)
 
     def take_all(self):
         while self.channel.basic_get(QUEUE, no_ack=True):
@@ -296,7 +296,10 @@ def tool(app, letters_url, tmp_path):
     return run
 
 
-KILLED = "import os; from celery_hybrid.dead_letters.cli import Box;Box.remove = lambda *_: os.kill(os.getpid(), 9);"
+KILLED = (
+    "import os; from celery_hybrid.dead_letters.cli import DeadLetterQueue as Q;"
+    "Q.remove = lambda *_: os.kill(os.getpid(), 9);"
+)
 
 
 @pytest.mark.usefixtures("keeping_worker", "empty")

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 HERE = Path(__file__).parent
 # In a process of its own: three messages are a batch.
 BEFORE = (
-    "import os; from celery_hybrid.recovery import tasks as recovery; recovery._BATCH = 3; T = recovery.Tasks\n"
+    "import os; from celery_hybrid.recovery import tasks as recovery; recovery._BATCH = 3; T = recovery.TaskRecovery\n"
     "die = lambda *_: os.kill(os.getpid(), 9)\n"
     "def after(name, calls):\n"
     "    real, left = getattr(T, name), [calls]\n"

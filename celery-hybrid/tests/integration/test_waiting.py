@@ -10,7 +10,7 @@ import pytest
 from celery import chain, chord, states
 from celery.exceptions import ChordError
 
-from celery_hybrid.archive.archive import ends_of
+from celery_hybrid.archive.partition import ends_of
 from celery_hybrid.names import partition_of
 from celery_hybrid.results import waiting as waiting_module
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import gc
 
-from celery_hybrid.archive.archive import Ends
+from celery_hybrid.archive.partition import Ends
 from celery_hybrid.rabbitmq.records import RESULT, Record
 from celery_hybrid.results.replies import SENT_LIMIT, Mailbox
 from celery_hybrid.results.store import _ids_in

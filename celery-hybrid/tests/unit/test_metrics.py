@@ -293,7 +293,7 @@ def results(monkeypatch):
         sampler = worker_metrics.Sampler(None)
         sampler.look()
         registry = CollectorRegistry()
-        registry.register(worker_metrics.Results(sampler, shared.Table()))
+        registry.register(worker_metrics.ResultMetrics(sampler, shared.Table()))
         return registry.get_sample_value
 
     return samples

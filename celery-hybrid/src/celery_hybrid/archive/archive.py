@@ -22,17 +22,17 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import amqp
 
-from celery_hybrid.archive.ages import Ages
-from celery_hybrid.archive.index import Index, Key, Known, Places, place
-from celery_hybrid.archive.wire import Delivery, Wire
+from celery_hybrid.archive.index import Block, Index, Key, KnownOutcome, place
+from celery_hybrid.archive.partition import Ends, Partition, RecordCollector
+from celery_hybrid.archive.reader import BLOCK, BlockReader, Blocks, Reader
+from celery_hybrid.archive.wire import StreamMessage, Wire
 from celery_hybrid.errors import ResultStoreError, ResultStoreUnreachableError
-from celery_hybrid.names import RESULTS_EXCHANGE, archive_stream, partition_of, short_id
+from celery_hybrid.names import RESULTS_EXCHANGE, partition_of, short_id
 from celery_hybrid.processes import runs_tasks
 from celery_hybrid.rabbitmq.connection import Link, Servers, translated
 from celery_hybrid.rabbitmq.options import Options
@@ -45,15 +45,11 @@ logger = logging.getLogger(__name__)
 #: Deliveries under way at once; at most one chunk of RabbitMQ (4096 entries) is fetched in few rounds.
 PREFETCH = 1000
 
-#: Consumers that read a partition at once, each a block of so many records.
-LANES = 16
-BLOCK = 256
+#: Consumers that read a partition at the same time, each a block of it.
+READERS = 16
 
-# Bytes that may be under way to one of them, because RabbitMQ has them in memory meanwhile.
-_LANE_BYTES = 1 << 20
-
-# Lanes that a reading begins with.
-_FIRST_LANES = 4
+# Readers that a reading begins with.
+_FIRST_READERS = 4
 
 # So many records are read in the time that it takes to fetch one.
 _WORTH = 60
@@ -71,311 +67,6 @@ _LAST_STEP = 1.0
 
 # The server is asked for the age of records at most so often, in parts of their expiry.
 _ASKED_PARTS = 64
-
-_serial = itertools.count(1)
-
-
-class Reader:
-    """One consumer on a stream.
-
-    Args:
-        wire: of the connection.
-        channel: its channel.
-        stream: name of the stream.
-        start: ``x-stream-offset``.
-        only: values of ``x-stream-filter``; empty for no filter.
-    """
-
-    def __init__(self, wire: Wire, channel: amqp.Channel, stream: str, start: Any, only: Collection[str] = ()) -> None:
-        self._wire = wire
-        self._channel = channel
-        arguments: dict[str, Any] = {"x-stream-offset": start}
-        if only:
-            arguments["x-stream-filter"] = list(only)
-        # RabbitMQ 3.10 can deliver before it says consume-ok, when an earlier consumer of the channel on this stream
-        # has left an event behind. So the tag is chosen here, and nobody waits for consume-ok.
-        self._tag = f"reader-{next(_serial)}"
-        self._arrived = wire.collect(channel, self._tag)
-        self._unacknowledged = 0
-        self._ending = False
-        callback = channel.callbacks[self._tag]
-        channel.basic_consume(stream, self._tag, nowait=True, callback=callback, arguments=arguments)
-
-    def wait(self, deadline: float, count: int = 1, end: int | None = None) -> None:
-        """Wait until something has arrived.
-
-        Args:
-            deadline: by the monotonic clock.
-            count: how much is enough.
-            end: the record with this offset is enough as well.
-        """
-        arrived = self._arrived
-        while len(arrived) < count and not (end is not None and arrived and arrived[-1].offset >= end):
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                return
-            try:
-                self._wire.wait(remaining)
-            except TimeoutError:
-                return
-
-    @property
-    def waiting(self) -> bool:
-        """Whether something has arrived that was not taken."""
-        return bool(self._arrived)
-
-    @property
-    def ended(self) -> bool:
-        """Whether RabbitMQ has said that nothing more will come."""
-        return self._ending and self._tag not in self._channel.callbacks
-
-    def peek(self) -> list[Delivery]:
-        """Return what has arrived, and do not let RabbitMQ send more."""
-        # The list is the wire's, so it is emptied in place.
-        deliveries = self._arrived[:]
-        if deliveries:
-            del self._arrived[: len(deliveries)]
-            self._unacknowledged = deliveries[-1].tag
-        return deliveries
-
-    def acknowledge(self) -> None:
-        """Let RabbitMQ send more."""
-        # Also when this is the end: what is not acknowledged for 30 minutes closes the channel.
-        if self._unacknowledged:
-            self._wire.acknowledge(self._channel, self._unacknowledged)
-            self._unacknowledged = 0
-
-    def take(self) -> list[Delivery]:
-        """Return what has arrived, and let RabbitMQ send more."""
-        deliveries = self.peek()
-        self.acknowledge()
-        return deliveries
-
-    def cancel(self) -> None:
-        """Begin to end the consumer."""
-        if not self._ending:
-            self._ending = True
-            self._channel.send_method(amqp.spec.Basic.Cancel, "sb", (self._tag, False))
-
-    def stop(self) -> list[Delivery]:
-        """End the consumer; return what arrived until RabbitMQ said so."""
-        self.cancel()
-        while not self.ended:
-            self._wire.wait()
-        deliveries = self.take()
-        self._wire.forget(self._tag)
-        return deliveries
-
-
-class Lane:
-    """A channel that reads one block after the other.
-
-    Args:
-        wire: of the connection.
-        channel: for this alone.
-    """
-
-    def __init__(self, wire: Wire, channel: amqp.Channel) -> None:
-        self._wire = wire
-        self.channel = channel
-        self._prefetch = 0
-        self._reader: Reader | None = None
-        self._received = 0
-        self._block: Places | None = None
-
-    def reads(self, block: Places) -> bool:
-        """Whether the lane is still reading this block."""
-        return self._block is block and not self.free
-
-    @property
-    def free(self) -> bool:
-        """Whether the lane may begin another block."""
-        return self._reader is None
-
-    def begin(self, stream: str, block: Places, prefetch: int) -> None:
-        """Read a block."""
-        if prefetch != self._prefetch:
-            self.channel.basic_qos(0, prefetch, False)
-            self._prefetch = prefetch
-        self._block = block
-        self._received = 0
-        self._reader = Reader(self._wire, self.channel, stream, block.begin)
-
-    def advance(self) -> list[Delivery]:
-        """Return what has come of the block, and of what lies behind it."""
-        reader = self._reader
-        block = self._block
-        if reader is None or block is None:
-            return []
-        if reader.ended:
-            self._reader = None
-            return reader.stop()
-        if not reader.waiting:
-            return []
-        deliveries = reader.peek()
-        self._received += len(deliveries)
-        left = block.end - 1 - deliveries[-1].offset
-        if left <= 0:
-            reader.cancel()
-        elif self._received + left > self._prefetch and self._received >= self._prefetch // 2:
-            # The block is longer, or it came with others. Otherwise there is nothing to acknowledge in between, so
-            # RabbitMQ reads nothing in vain.
-            reader.acknowledge()
-            self._received = 0
-        return deliveries
-
-
-class Blocks:
-    """Cuts stretches of a stream into blocks, one after the other.
-
-    Args:
-        stretches: first offset, and the offset behind the last.
-        pause: whether to begin no further one.
-    """
-
-    def __init__(self, stretches: Iterable[tuple[int, int]], pause: Callable[[], bool] | None = None) -> None:
-        self._stretches = list(stretches)
-        self._pause = pause
-
-    @property
-    def count(self) -> int:
-        """How many are left, when each is read on its own."""
-        return sum(-(-(end - begin) // BLOCK) for begin, end in self._stretches)
-
-    def next(self) -> Places | None:
-        """Return the next block, None behind the last."""
-        while self._stretches:
-            begin, end = self._stretches[0]
-            if begin < end:
-                if self._pause is not None and self._pause():
-                    self._stretches.clear()
-                    return None
-                block = Places(begin, min(BLOCK, end - begin))
-                self._stretches[0] = (block.end, end)
-                return block
-            del self._stretches[0]
-        return None
-
-    def extend(self, block: Places, end: int) -> None:
-        """Let a block reach further, if what is behind it is wanted and nobody has begun to read it."""
-        if self._stretches and self._stretches[0][0] == block.end < end:
-            block.grow(min(end, self._stretches[0][1]))
-            self._stretches[0] = (block.end, self._stretches[0][1])
-
-
-@dataclass(frozen=True)
-class Ends:
-    """Where the partitions ended at a time; what is stored later lies at or behind these places.
-
-    Attributes:
-        at: by the monotonic clock.
-        places: offset and fingerprint of a record at the end of each partition, where that is known.
-    """
-
-    at: float
-    places: dict[int, tuple[int, int]]
-
-
-def ends_of(connection: amqp.Connection, partitions: int, patience: float = 0.1) -> Ends:
-    """Return where the partitions end, as far as RabbitMQ tells within a time.
-
-    Args:
-        connection: used by nobody else meanwhile.
-        partitions: how many.
-        patience: seconds. An empty partition never tells.
-    """
-    at = time.monotonic()
-    places: dict[int, tuple[int, int]] = {}
-    channel = connection.channel()
-    channel.basic_qos(0, 1, False)
-
-    def noted(number: int, message: amqp.Message) -> None:
-        delivery = Delivery.of(message)
-        places.setdefault(number, (delivery.offset, delivery.fingerprint))
-
-    for number in range(partitions):
-        tag, note = f"end-{number}", partial(noted, number)
-        arguments = {"x-stream-offset": "last"}
-        channel.basic_consume(archive_stream(number), tag, nowait=True, callback=note, arguments=arguments)
-    with contextlib.suppress(TimeoutError):
-        while len(places) < partitions and (remaining := at + patience - time.monotonic()) > 0:
-            connection.drain_events(timeout=remaining)
-    for number in range(partitions):
-        channel.basic_cancel(f"end-{number}", nowait=True)
-    channel.basic_qos(0, 1, False)  # answered when nothing more is under way
-    channel.close()
-    return Ends(at, places)
-
-
-class Partition:
-    """What was read of one partition.
-
-    Attributes:
-        number: of the partition.
-        next_offset: of the first record that was not read; None when nothing was.
-        last: offset and fingerprint of the last record that was read; None when none was.
-        begin: the offset at which the reading began.
-        complete: whether everything before is expired, or was read.
-        read_at: when the latest complete reading began, by the monotonic clock.
-        ages: of its records.
-        asked_at: when the server was asked for an age, by the monotonic clock.
-        mean: bytes of a record, as far as seen.
-    """
-
-    def __init__(self, number: int, expires: float | None) -> None:
-        self.number = number
-        self.stream = archive_stream(number)
-        self._expires = expires
-        self.mean = 1.0
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin again: nothing was read."""
-        self.next_offset: int | None = None
-        self.last: tuple[int, int] | None = None
-        self.begin = 0
-        self.complete = True
-        self.read_at = float("-inf")
-        self.ages = Ages(self._expires)
-        self.asked_at = float("-inf")
-
-    def reaches(self, since: Ends | None) -> bool:
-        """Tell whether what was read, if anything, goes back to an end; None for everything."""
-        if self.complete or self.next_offset is None:
-            return True
-        place = since.places.get(self.number) if since is not None else None
-        return place is not None and self.begin <= place[0]
-
-    def weigh(self, deliveries: Collection[Delivery]) -> None:
-        """Learn how large the records are."""
-        if deliveries:
-            seen = sum(delivery.size for delivery in deliveries) / len(deliveries)
-            # Large ones count at once, small ones little by little.
-            self.mean = max(seen, 0.9 * self.mean + 0.1 * seen)
-
-    @property
-    def prefetch(self) -> int:
-        """How many records may be under way to a lane."""
-        # A power of two, as each change takes a round trip.
-        return 1 << max(2, int(min(BLOCK, _LANE_BYTES / self.mean)).bit_length() - 1)
-
-
-class Wanted:
-    """Records that a look-up comes by while it reads.
-
-    Args:
-        keys: of the records.
-    """
-
-    def __init__(self, keys: Collection[Key] = ()) -> None:
-        self._keys = frozenset(keys)
-        #: By offset.
-        self.records: dict[int, Record] = {}
-
-    def offer(self, delivery: Delivery) -> None:
-        """Take a record if it is wanted."""
-        if delivery.key in self._keys:
-            self.records[delivery.offset] = delivery.record()
 
 
 def _runs(offsets: Iterable[int]) -> tuple[list[int], list[tuple[int, int]]]:
@@ -491,7 +182,7 @@ class Archive:
                     places[number] = first.offset, first.fingerprint
         return Ends(at, places)
 
-    def _first_after(self, partition: Partition, start: datetime.datetime, deadline: float) -> Delivery | None:
+    def _first_after(self, partition: Partition, start: datetime.datetime, deadline: float) -> StreamMessage | None:
         self._open(deadline)
         reader = Reader(self._wire, self._picker, partition.stream, start)
         reader.wait(min(deadline, time.monotonic() + _EMPTY))
@@ -557,7 +248,7 @@ class Archive:
         pause: Callable[[], bool] | None,
     ) -> dict[Key, Record]:
         """Return what holds for ids of one partition."""
-        wanted = Wanted(keys)
+        wanted = RecordCollector(keys)
         if partition.read_at < fresh_since or not partition.reaches(since):
             catch_up = partial(self._catch_up, partition, fresh_since, deadline, wanted, pause, since)
             if not self._exclusively(catch_up, deadline):
@@ -571,7 +262,9 @@ class Archive:
             found |= {key: record for key, record in more.items() if key not in left}
         return found
 
-    def _found(self, partition: Partition, keys: Collection[Key], deadline: float, wanted: Wanted) -> dict[Key, Record]:
+    def _found(
+        self, partition: Partition, keys: Collection[Key], deadline: float, wanted: RecordCollector
+    ) -> dict[Key, Record]:
         """Return what holds for ids, as far as the index knows what is expired."""
         found, offsets = self._known(partition, keys, wanted)
         if any(offsets.values()):
@@ -583,14 +276,14 @@ class Archive:
         return found
 
     def _known(
-        self, partition: Partition, keys: Collection[Key], wanted: Wanted
+        self, partition: Partition, keys: Collection[Key], wanted: RecordCollector
     ) -> tuple[dict[Key, Record], dict[Key, tuple[int, ...]]]:
         """Return the records that are at hand; of the others the offsets to be read, none when that is not known."""
         found: dict[Key, Record] = {}
         missing: dict[Key, tuple[int, ...]] = {}
         for key in keys:
             known = self.index.find(key, partition.number, wanted.records)
-            if isinstance(known, Known):
+            if isinstance(known, KnownOutcome):
                 if known.record is not None:
                     found[key] = known.record
             else:
@@ -636,7 +329,7 @@ class Archive:
         # Each consumer of this one gets a single record at a time.
         self._picker: amqp.Channel = connection.channel()
         self._picker.basic_qos(0, 1, False)
-        self._lanes: list[Lane] = []
+        self._readers: list[BlockReader] = []
 
     def _open(self, deadline: float) -> amqp.Channel:
         self._link.connection(deadline - time.monotonic())
@@ -648,7 +341,7 @@ class Archive:
         partition: Partition,
         fresh_since: float,
         deadline: float,
-        wanted: Wanted,
+        wanted: RecordCollector,
         pause: Callable[[], bool] | None = None,
         since: Ends | None = None,
         background: bool = False,
@@ -690,7 +383,7 @@ class Archive:
         if not self._scan(partition, tail[0].offset, wanted, pause, background):
             return False
         first = partition.next_offset or 0
-        places = Places(first, end - first)
+        places = Block(first, end - first)
         self._note(places, [delivery for delivery in tail if delivery.offset >= first], wanted)
         self._add(partition, places, tail[-1])
         partition.ages.mark(end, begun)
@@ -702,7 +395,7 @@ class Archive:
         self.index.restart(partition.number)
         partition.restart()
 
-    def _goes_on(self, partition: Partition, tail: list[Delivery], deadline: float) -> bool:
+    def _goes_on(self, partition: Partition, tail: list[StreamMessage], deadline: float) -> bool:
         """Tell whether the last record that was read is still where it was.
 
         It is not after a power failure took the end of the stream, or when the stream was deleted and declared again:
@@ -716,18 +409,18 @@ class Archive:
         there = tail if offset >= tail[0].offset else [self._first_from(partition, offset, deadline)]
         return any((it.offset, it.fingerprint) == (offset, fingerprint) for it in there)
 
-    def _note(self, places: Places, deliveries: Collection[Delivery], wanted: Wanted) -> None:
+    def _note(self, places: Block, deliveries: Collection[StreamMessage], wanted: RecordCollector) -> None:
         for it in deliveries:
             places.put(it.offset, place(it.kind, it.subject, it.status, it.id))
             wanted.offer(it)
 
-    def _add(self, partition: Partition, places: Places, last: Delivery | None) -> None:
+    def _add(self, partition: Partition, places: Block, last: StreamMessage | None) -> None:
         self.index.extend(partition.number, places)
         partition.next_offset = places.end
         if last is not None:
             partition.last = (last.offset, last.fingerprint)
 
-    def _begin(self, partition: Partition, tail: list[Delivery], deadline: float, since: Ends | None) -> None:
+    def _begin(self, partition: Partition, tail: list[StreamMessage], deadline: float, since: Ends | None) -> None:
         """Find the offset at which to begin to read."""
         first = self._at_end(partition, since, tail, deadline)
         if first is not None:
@@ -736,7 +429,7 @@ class Archive:
             partition.begin, partition.complete = self._oldest(partition, tail, deadline), True
         partition.next_offset = min(partition.begin, tail[0].offset)
 
-    def _oldest(self, partition: Partition, tail: list[Delivery], deadline: float) -> int:
+    def _oldest(self, partition: Partition, tail: list[StreamMessage], deadline: float) -> int:
         """Return the offset of the first record that is not expired."""
         if self._expires:
             # What this process itself saw to arrive is not hidden from it when its clock differs from the server's.
@@ -747,7 +440,9 @@ class Archive:
             return horizon
         return self._first_from(partition, horizon, deadline).offset
 
-    def _at_end(self, partition: Partition, ends: Ends | None, tail: list[Delivery], deadline: float) -> int | None:
+    def _at_end(
+        self, partition: Partition, ends: Ends | None, tail: list[StreamMessage], deadline: float
+    ) -> int | None:
         """Return the offset at which a partition ended at a time; None when that is not known, or not true any more."""
         place = ends.places.get(partition.number) if ends is not None else None
         if ends is None or place is None or place[0] > tail[-1].offset:
@@ -758,7 +453,7 @@ class Archive:
         partition.ages.mark(place[0] + 1, ends.at)
         return first.offset
 
-    def _first_from(self, partition: Partition, start: Any, deadline: float) -> Delivery:
+    def _first_from(self, partition: Partition, start: Any, deadline: float) -> StreamMessage:
         """Return the first record from a place on that is not behind the end."""
         reader = Reader(self._wire, self._picker, partition.stream, start)
         reader.wait(deadline)
@@ -789,7 +484,7 @@ class Archive:
         self,
         partition: Partition,
         stop: int,
-        wanted: Wanted,
+        wanted: RecordCollector,
         pause: Callable[[], bool] | None = None,
         background: bool = False,
     ) -> bool:
@@ -802,12 +497,12 @@ class Archive:
         for block, last in self._read_blocks(partition, Blocks([(begin, stop)], pause), wanted):
             self._add(partition, block, last)
         if not background:
-            self._close_lanes()
+            self._close_readers()
         return (partition.next_offset or 0) >= stop
 
     def _read_blocks(
-        self, partition: Partition, blocks: Blocks, wanted: Wanted
-    ) -> Iterator[tuple[Places, Delivery | None]]:
+        self, partition: Partition, blocks: Blocks, wanted: RecordCollector
+    ) -> Iterator[tuple[Block, StreamMessage | None]]:
         """Read blocks of a partition, over several channels at once, and yield each in their order.
 
         Where records were not confirmed one by one, RabbitMQ 3.10 sends a consumer the rest of its chunk, whatever its
@@ -821,14 +516,14 @@ class Archive:
         Yields:
             A block, and its last record.
         """
-        unfinished: list[tuple[Lane, Places]] = []
-        last: dict[Places, Delivery] = {}
-        large: set[Places] = set()
-        width, exhausted = _FIRST_LANES, False
+        unfinished: list[tuple[BlockReader, Block]] = []
+        last: dict[Block, StreamMessage] = {}
+        large: set[Block] = set()
+        width, exhausted = _FIRST_READERS, False
         while True:
-            for lane, block in unfinished:
-                if lane.reads(block):
-                    deliveries = lane.advance()
+            for reader, block in unfinished:
+                if reader.reads(block):
+                    deliveries = reader.advance()
                     if not deliveries:
                         continue
                     partition.weigh(deliveries)
@@ -842,34 +537,34 @@ class Archive:
                         last[block] = inside[-1]
             while unfinished and not unfinished[0][0].reads(unfinished[0][1]):
                 _, done = unfinished.pop(0)
-                width = 1 if done in large else min(LANES, 2 * width)
+                width = 1 if done in large else min(READERS, 2 * width)
                 yield done, last.pop(done, None)
-            lanes = self._some_lanes(min(width, blocks.count + len(unfinished)))
-            for lane in lanes:
-                if not exhausted and lane.free and sum(not each.free for each in lanes) < width:
+            readers = self._some_readers(min(width, blocks.count + len(unfinished)))
+            for reader in readers:
+                if not exhausted and reader.free and sum(not each.free for each in readers) < width:
                     begun = blocks.next()
                     if begun is None:
                         exhausted = True
                     else:
-                        lane.begin(partition.stream, begun, partition.prefetch)
-                        unfinished.append((lane, begun))
+                        reader.begin(partition.stream, begun, partition.prefetch)
+                        unfinished.append((reader, begun))
             if not unfinished:
                 return
             self._wire.wait()
 
-    def _some_lanes(self, count: int) -> list[Lane]:
+    def _some_readers(self, count: int) -> list[BlockReader]:
         connection = self._link.connection()
-        while len(self._lanes) < min(count, LANES):
-            self._lanes.append(Lane(self._wire, connection.channel()))
-        return self._lanes
+        while len(self._readers) < min(count, READERS):
+            self._readers.append(BlockReader(self._wire, connection.channel()))
+        return self._readers
 
-    def _close_lanes(self) -> None:
+    def _close_readers(self) -> None:
         """Give RabbitMQ back what channels take there."""
-        while self._lanes:
-            self._wire.close(self._lanes.pop().channel)
+        while self._readers:
+            self._wire.close(self._readers.pop().channel)
 
     def _fetch(
-        self, partition: Partition, offsets: dict[Key, tuple[int, ...]], deadline: float, wanted: Wanted
+        self, partition: Partition, offsets: dict[Key, tuple[int, ...]], deadline: float, wanted: RecordCollector
     ) -> None:
         """Read records that lie at known offsets."""
         self._open(deadline)
@@ -877,9 +572,9 @@ class Archive:
         if runs:
             for _ in self._read_blocks(partition, Blocks(runs), wanted):
                 pass
-            self._close_lanes()
+            self._close_readers()
         while single:
-            batch, single = single[:LANES], single[LANES:]
+            batch, single = single[:READERS], single[READERS:]
             readers = [(offset, Reader(self._wire, self._picker, partition.stream, offset)) for offset in batch]
             for offset, reader in readers:
                 reader.wait(deadline)
@@ -922,7 +617,7 @@ class Archive:
         partition: Partition,
         deadline: float,
         pause: Callable[[], bool] | None = None,
-    ) -> list[Delivery]:
+    ) -> list[StreamMessage]:
         """Return the last records of a partition; nothing confirmed before is behind them.
 
         At least one, unless ``pause`` is given: then nobody waits for it, and it may be empty.
@@ -969,7 +664,7 @@ class Archive:
 
     def _read_all(
         self, channel: amqp.Channel, partition: Partition, end: int, deadline: float, only: Collection[str]
-    ) -> Iterator[Delivery]:
+    ) -> Iterator[StreamMessage]:
         """Yield what a filter lets through, and maybe more, from the oldest that is not expired to an offset."""
         reader = Reader(self._wire, channel, partition.stream, max(partition.begin, partition.ages.horizon()), only)
         offset = -1
@@ -1003,15 +698,15 @@ class Archive:
                     pass
             if not self._closed:
                 deadline = time.monotonic() + self._options.lookup_timeout
-                self._exclusively(self._close_lanes, deadline)
+                self._exclusively(self._close_readers, deadline)
         except ResultStoreError as exc:
             logger.debug("Reading ahead has ended: %s", exc)
 
-    def _when_idle(self, read: Callable[[float, Wanted, Callable[[], bool]], bool]) -> bool:
+    def _when_idle(self, read: Callable[[float, RecordCollector, Callable[[], bool]], bool]) -> bool:
         while self._asking and not self._closed:
             time.sleep(_BREATH)
         deadline = time.monotonic() + self._options.lookup_timeout
-        return self._exclusively(partial(read, deadline, Wanted(), self._disturbed), deadline)
+        return self._exclusively(partial(read, deadline, RecordCollector(), self._disturbed), deadline)
 
     def _disturbed(self) -> bool:
         return self._asking > 0 or self._closed

@@ -45,7 +45,7 @@ def place(kind: str, subject: str, status: str, record_id: str) -> int:
     return hash((subject, record_id)) & _HASH_BITS | flag
 
 
-class Places:
+class Block:
     """The places of a stretch of one stream, in the order of their offsets.
 
     Args:
@@ -71,7 +71,7 @@ class Places:
         return self.begin + len(self._data) // PLACE_BYTES
 
 
-class Ledger:
+class PartitionIndex:
     """The places of one partition.
 
     Attributes:
@@ -96,7 +96,7 @@ class Ledger:
         """The offset behind the last."""
         return self.base + len(self._data) // PLACE_BYTES
 
-    def extend(self, places: Places) -> None:
+    def extend(self, places: Block) -> None:
         """Add what comes next."""
         if not self._data:
             self.base = places.begin
@@ -130,14 +130,14 @@ class Ledger:
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownOutcome:
     """What holds for an id: a record, which may be a tombstone, or None when there is none."""
 
     record: Record | None
 
 
 @dataclass(frozen=True)
-class At:
+class DecidingOffsets:
     """What holds for an id follows from the records at these offsets."""
 
     offsets: tuple[int, ...]
@@ -162,9 +162,9 @@ class _Fold:
     partition: int
     whole: bool = True
 
-    def holds(self, partition: int, ledger: Ledger) -> bool:
+    def holds(self, partition: int, positions: PartitionIndex) -> bool:
         """Tell whether it can be carried on: no record of it is expired, and none behind it is forgotten."""
-        return self.partition == partition and self.begin >= ledger.horizon and self.upto >= ledger.base
+        return self.partition == partition and self.begin >= positions.horizon and self.upto >= positions.base
 
 
 class Index:
@@ -178,7 +178,7 @@ class Index:
     def __init__(self, limit: int, partitions: int) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._ledgers = [Ledger() for _ in range(partitions)]
+        self._partitions = [PartitionIndex() for _ in range(partitions)]
         # Outcomes by key; the least recently used first.
         self._kept: OrderedDict[Key, _Fold] = OrderedDict()
         self._kept_bytes = 0
@@ -192,9 +192,11 @@ class Index:
         return self._kept_bytes + self._places_bytes()
 
     def _places_bytes(self) -> int:
-        return sum(ledger.size for ledger in self._ledgers)
+        return sum(positions.size for positions in self._partitions)
 
-    def find(self, key: Key, partition: int, records: Mapping[int, Record] | None = None) -> Known | At | None:
+    def find(
+        self, key: Key, partition: int, records: Mapping[int, Record] | None = None
+    ) -> KnownOutcome | DecidingOffsets | None:
         """Return what holds for an id in a partition that was read to its end.
 
         Args:
@@ -207,47 +209,49 @@ class Index:
         """
         records = records or {}
         with self._lock:
-            ledger = self._ledgers[partition]
+            positions = self._partitions[partition]
             fold = self._kept.get(key)
-            if fold is not None and not fold.holds(partition, ledger):
+            if fold is not None and not fold.holds(partition, positions):
                 fold = None
-            places = self._places(ledger, key, fold, records)
-            if fold is not None and not fold.whole and not ledger.truncated and _forgets(places):
+            places = self._places(positions, key, fold, records)
+            if fold is not None and not fold.whole and not positions.truncated and _forgets(places):
                 fold = None
-                places = self._places(ledger, key, fold, records)
+                places = self._places(positions, key, fold, records)
             kept = fold.record if fold is not None else None
-            deciding = _deciding(places, kept, fold is not None or not ledger.truncated)
+            deciding = _deciding(places, kept, fold is not None or not positions.truncated)
             if deciding is None:
                 return None
             if not all(offset in records for offset in deciding):
-                return At(tuple(deciding))
+                return DecidingOffsets(tuple(deciding))
             if fold is not None:
                 self._kept.move_to_end(key)
             if not deciding:
-                return Known(kept)
+                return KnownOutcome(kept)
             held = functools.reduce(outcome, (records[offset] for offset in deciding), kept)
             begin, whole = (fold.begin, fold.whole) if fold is not None else (deciding[0], True)
             whole = whole and len(deciding) == len(places)
-            self._put(key, _Fold(held, begin, ledger.end, partition, whole))
-            return Known(held)
+            self._put(key, _Fold(held, begin, positions.end, partition, whole))
+            return KnownOutcome(held)
 
     @staticmethod
-    def _places(ledger: Ledger, key: Key, fold: _Fold | None, records: Mapping[int, Record]) -> list[tuple[int, int]]:
+    def _places(
+        positions: PartitionIndex, key: Key, fold: _Fold | None, records: Mapping[int, Record]
+    ) -> list[tuple[int, int]]:
         """Return flag and offset of each record of a key behind what was folded already."""
         return [
             (flag, offset)
-            for flag, offset in ledger.of(key, fold.upto if fold is not None else ledger.base)
+            for flag, offset in positions.of(key, fold.upto if fold is not None else positions.base)
             # Another key may have the same hash.
             if offset not in records or records[offset].key == key
         ]
 
-    def extend(self, partition: int, places: Places) -> None:
+    def extend(self, partition: int, places: Block) -> None:
         """Take in what lies next in a partition."""
         with self._lock:
-            ledger = self._ledgers[partition]
-            ledger.extend(places)
+            positions = self._partitions[partition]
+            positions.extend(places)
             if self._places_bytes() > self._limit * 3 // 4:
-                longest = max(self._ledgers, key=lambda one: one.size)
+                longest = max(self._partitions, key=lambda one: one.size)
                 longest.cut(longest.base + max(1, (longest.end - longest.base) // 4))
                 longest.truncated = True
             self._shrink()
@@ -268,12 +272,12 @@ class Index:
     def expire(self, partition: int, offset: int) -> None:
         """Forget what lies before an offset, because it is expired."""
         with self._lock:
-            self._ledgers[partition].expire(offset)
+            self._partitions[partition].expire(offset)
 
     def restart(self, partition: int) -> None:
         """Forget everything of a partition, because its stream was cut, or deleted and declared again."""
         with self._lock:
-            self._ledgers[partition] = Ledger()
+            self._partitions[partition] = PartitionIndex()
             for key, fold in list(self._kept.items()):
                 if fold.partition == partition:
                     self._drop(key)

@@ -39,7 +39,7 @@ _SIZES: dict[int, int | None] = {
 }
 
 
-class Delivery:
+class StreamMessage:
     """A message from a stream, decoded as far as everybody needs it.
 
     A field that is missing or odd is empty, as in :meth:`Record.from_message`.
@@ -87,7 +87,7 @@ class Delivery:
         return Record.from_message(message)
 
     @classmethod
-    def of(cls, message: amqp.Message) -> Delivery:
+    def of(cls, message: amqp.Message) -> StreamMessage:
         """Return what py-amqp has decoded already."""
         self = cls.__new__(cls)
         self.tag = message.delivery_tag
@@ -165,16 +165,16 @@ class Wire:
         self._at = 0
         self._needed = 0
         self._taken = 0
-        self._consumers: dict[bytes, list[Delivery]] = {}
+        self._consumers: dict[bytes, list[StreamMessage]] = {}
         self._acknowledged: dict[int, int] = {}
         self._transport.read_frame = self._read_frame
 
-    def collect(self, channel: amqp.Channel, tag: str) -> list[Delivery]:
+    def collect(self, channel: amqp.Channel, tag: str) -> list[StreamMessage]:
         """Return a list that the deliveries of a consumer will be added to."""
         arrived = self._consumers[tag.encode()] = []
 
         def assembled(message: amqp.Message) -> None:
-            arrived.append(Delivery.of(message))
+            arrived.append(StreamMessage.of(message))
 
         # For what py-amqp has put together; and it knows the tag until RabbitMQ has confirmed its end.
         channel.callbacks[tag] = assembled
@@ -279,7 +279,7 @@ class Wire:
                 self._at = end
                 return kind, channel, data[at + 7 : end - 1]
             header, body, end = content
-            arrived.append(Delivery(_LONGLONG.unpack_from(data, tag_end)[0], header, body))
+            arrived.append(StreamMessage(_LONGLONG.unpack_from(data, tag_end)[0], header, body))
             self._taken += 1
             at = end
 

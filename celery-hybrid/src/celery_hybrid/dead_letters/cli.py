@@ -32,7 +32,7 @@ from celery_hybrid.dead_letters.letter import (
     REASONS,
     REPLAYS_HEADER,
     UNROUTABLE,
-    Letter,
+    DeadLetter,
     ReplayedError,
     send,
 )
@@ -63,7 +63,7 @@ class Entry:
     """
 
     message: amqp.Message
-    letter: Letter | None
+    letter: DeadLetter | None
     id: str
     reason: str
 
@@ -74,7 +74,7 @@ class Entry:
         came_by = _mapping(message.delivery_info).get("routing_key")
         if came_by is None or str(came_by).startswith(TASK_KEY_PREFIX):
             with contextlib.suppress(ValueError):
-                letter = Letter.from_body(message.body)
+                letter = DeadLetter.from_body(message.body)
                 return cls(message, letter, letter.id, letter.reason)
         headers = _mapping(message.properties.get("application_headers"))
         name = headers.get(ID_HEADER) or message.properties.get("message_id")
@@ -130,7 +130,7 @@ class Entry:
         }
 
 
-class Box:
+class DeadLetterQueue:
     """The queue of dead letters, open for one command. What is not removed is there again when it ends.
 
     Args:
@@ -150,7 +150,7 @@ class Box:
             self._channel = self._connection.channel()
             self._out = ConfirmedChannel(self._connection)
 
-    def __enter__(self) -> Box:
+    def __enter__(self) -> DeadLetterQueue:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -242,7 +242,7 @@ def chosen(entries: Iterable[Entry], wanted: dict[str, Any]) -> Iterator[Entry]:
 
 
 @contextlib.contextmanager
-def _box(context: click.Context) -> Iterator[Box]:
+def _queue(context: click.Context) -> Iterator[DeadLetterQueue]:
     app = context.obj.app
     given, user = context.find_root().meta[__name__]
     url = given or app.conf.result_backend
@@ -250,8 +250,8 @@ def _box(context: click.Context) -> Iterator[Box]:
         if not url:
             raise OptionError("There is no result_backend. Give --url, or set CELERY_DEAD_LETTERS_URL.")
         login = (user, _password(user)) if user else None
-        with Box(url, Options.from_mapping(app.conf.get(SETTING)), login) as box:
-            yield box
+        with DeadLetterQueue(url, Options.from_mapping(app.conf.get(SETTING)), login) as letters:
+            yield letters
     except HybridError as exc:
         raise click.ClickException(
             f"{exc}\nReading dead letters needs a user who may read {DEAD_LETTER_QUEUE} and write to "
@@ -288,8 +288,8 @@ def dead_letters(context: click.Context, url: str | None, user: str | None) -> N
 def listed(context: click.Context, /, as_json: bool, **wanted: Any) -> None:
     """List letters, and count them by their reason."""
     counts: Counter[str] = Counter()
-    with _box(context) as box:
-        for entry in chosen(box.entries(), wanted):
+    with _queue(context) as letters:
+        for entry in chosen(letters.entries(), wanted):
             counts[entry.reason] += 1
             click.echo(json.dumps(_as_json(entry)) if as_json else entry.line())
     if not as_json:
@@ -303,8 +303,8 @@ def listed(context: click.Context, /, as_json: bool, **wanted: Any) -> None:
 def show(context: click.Context, letter_id: str) -> None:
     """Show all of a letter, by its own or its task's id."""
     found = False
-    with _box(context) as box:
-        for entry in box.entries():
+    with _queue(context) as letters:
+        for entry in letters.entries():
             if letter_id not in (entry.id, entry.letter.task_id if entry.letter else None):
                 continue
             found = True
@@ -328,9 +328,9 @@ def replay(
 ) -> None:
     """Send tasks again, as they were; remove their letters when Redis has them."""
     counts: Counter[str] = Counter()
-    with _box(context) as box, context.obj.app.connection_for_write() as connection:
+    with _queue(context) as letters, context.obj.app.connection_for_write() as connection:
         channel = connection.default_channel
-        for entry in chosen(box.entries(), wanted):
+        for entry in chosen(letters.entries(), wanted):
             letter = entry.letter
             if letter is None or not (letter.headers or letter.properties):
                 counts["no task's"] += 1
@@ -347,7 +347,7 @@ def replay(
             except ReplayedError as exc:
                 if exc.copy and not entry.put_back:
                     # Left by a worker or a command that has died before it could remove its own.
-                    box.remove(entry)
+                    letters.remove(entry)
                     counts["removed as copies"] += 1
                     click.echo(printable(f"removed {entry.id}: a copy of one that was replayed at {exc}"))
                     continue
@@ -358,7 +358,7 @@ def replay(
                     err=True,
                 )
                 continue
-            box.remove(entry)
+            letters.remove(entry)
             counts["replayed"] += 1
             click.echo(printable(f"sent {letter.task}[{headers.get('id')}] to {target}: {entry.id}"))
             time.sleep(1 / rate)
@@ -381,9 +381,9 @@ def discarded(context: click.Context, /, path: Path, execute: bool, **wanted: An
     known = {_content(each) for each in _read(path)} if path.exists() else set()
     if execute and path.exists():
         _mend(path)
-    with _box(context) as box, contextlib.ExitStack() as stack:
+    with _queue(context) as letters, contextlib.ExitStack() as stack:
         file = None
-        for entry in chosen(box.entries(), wanted):
+        for entry in chosen(letters.entries(), wanted):
             count += 1
             if not execute:
                 click.echo(f"would move {printable(entry.id)}")
@@ -399,7 +399,7 @@ def discarded(context: click.Context, /, path: Path, execute: bool, **wanted: An
                 file.flush()
                 os.fsync(file.fileno())
                 known.add(content)
-            box.remove(entry)
+            letters.remove(entry)
     click.echo(f"{count} letters {'are' if execute else 'would be'} in {path}.")
     if not execute and count:
         click.echo("Nothing was moved; --execute does it.")
@@ -411,17 +411,17 @@ def discarded(context: click.Context, /, path: Path, execute: bool, **wanted: An
 @click.pass_context
 def put_back(context: click.Context, path: Path, execute: bool) -> None:
     """Bring the letters of a file back, except those that are there already."""
-    letters = _read(path)
-    with _box(context) as box:
-        there = {_content(entry.dump()) for entry in box.entries()}
-        missing = [each for each in letters if _content(each) not in there]
+    given = _read(path)
+    with _queue(context) as letters:
+        there = {_content(entry.dump()) for entry in letters.entries()}
+        missing = [each for each in given if _content(each) not in there]
         if not execute:
-            click.echo(f"would put {len(missing)} letters back; {len(letters) - len(missing)} are there.")
+            click.echo(f"would put {len(missing)} letters back; {len(given) - len(missing)} are there.")
             click.echo("Nothing was put back; --execute does it.")
             return
         for each in missing:
-            box.put(each)
-    click.echo(f"{len(missing)} letters are back, {len(letters) - len(missing)} were there. {path} is as it was.")
+            letters.put(each)
+    click.echo(f"{len(missing)} letters are back, {len(given) - len(missing)} were there. {path} is as it was.")
 
 
 def _shown(value: Any) -> str:
@@ -439,7 +439,7 @@ def _as_json(entry: Entry) -> dict[str, Any]:
     return values
 
 
-def _anew(letter: Letter, new_id: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+def _anew(letter: DeadLetter, new_id: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return headers and properties of a letter's message, as of one that was never tried."""
     headers = {k: v for k, v in letter.headers.items() if k not in ("eta", "expires", "redelivered", LOST_HEADER)}
     properties = dict(letter.properties)
@@ -454,7 +454,7 @@ def _anew(letter: Letter, new_id: bool) -> tuple[dict[str, Any], dict[str, Any]]
     return headers, properties
 
 
-def _marker(letter: Letter) -> str:
+def _marker(letter: DeadLetter) -> str:
     return f"celery.replayed.{letter.id.encode('utf-8', 'backslashreplace').decode()}"
 
 

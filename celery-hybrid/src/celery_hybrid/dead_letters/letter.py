@@ -140,7 +140,7 @@ _KINDS = {
 
 
 @dataclass(frozen=True)
-class Letter:
+class DeadLetter:
     """A task that was put away.
 
     Attributes:
@@ -183,7 +183,7 @@ class Letter:
     @classmethod
     def of(
         cls, message: Any, reason: str, queue: str, worker: str, exc: BaseException | None = None, traceback: str = ""
-    ) -> Letter:
+    ) -> DeadLetter:
         """Return the letter of a message, whatever is wrong with it; this never fails.
 
         Args:
@@ -230,7 +230,7 @@ class Letter:
         )
 
     @classmethod
-    def of_bytes(cls, raw: bytes, queue: str, reason: str, worker: str) -> Letter:
+    def of_bytes(cls, raw: bytes, queue: str, reason: str, worker: str) -> DeadLetter:
         """Return the letter of an element of a queue that is no message at all."""
         now = _iso(time.time())
         return cls(
@@ -265,7 +265,7 @@ class Letter:
         )
 
     @classmethod
-    def from_body(cls, body: bytes | str) -> Letter:
+    def from_body(cls, body: bytes | str) -> DeadLetter:
         """Return the letter in a body of RabbitMQ's.
 
         Raises:
@@ -320,7 +320,7 @@ class DeadLetters:
         #: Letters by their reason, since the worker has started.
         self.counts: Counter[str] = Counter()
 
-    def keep(self, letter: Letter) -> bool:
+    def keep(self, letter: DeadLetter) -> bool:
         """Keep a letter durably; this never raises.
 
         Returns:
@@ -357,7 +357,7 @@ class ReplayedError(HybridError):
 
 def send(
     channel: Any,
-    letter: Letter,
+    letter: DeadLetter,
     queue: str,
     headers: Mapping[str, Any],
     properties: Mapping[str, Any],
@@ -415,7 +415,7 @@ def described(exc: BaseException) -> str:
     return f"{getattr(exc, 'exc_cls_name', None) or type(exc).__name__}: {text}"
 
 
-def _of(letter: Letter) -> tuple[str, str]:
+def _of(letter: DeadLetter) -> tuple[str, str]:
     name, task_id, queue = (printable(text) for text in (letter.task, letter.task_id, letter.queue))
     return f"task {name or '(no name)'}[{task_id or 'no id'}] of the queue {queue}", REASONS[letter.reason]
 

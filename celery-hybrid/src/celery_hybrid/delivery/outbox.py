@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from celery_hybrid.delivery.progress import Progress
+from celery_hybrid.delivery.progress import DeliveryProgress
 from celery_hybrid.errors import OutboxError
 from celery_hybrid.rabbitmq.records import Record
 
@@ -134,7 +134,7 @@ class Outbox:
         self.path = path
         self.what = what
         #: Lock and place of the one process of the host that delivers.
-        self.progress = Progress(Path(f"{path}.lock"))
+        self.progress = DeliveryProgress(Path(f"{path}.lock"))
         self._ballast = Path(f"{path}.ballast")
         # Tells this file from another that takes its place.
         self._identity = ""

@@ -13,7 +13,7 @@ from pathlib import Path
 _SIZE = 128
 
 
-class Progress:
+class DeliveryProgress:
     """A small file that is overwritten in place, and the lock of the one process that delivers.
 
     Records that RabbitMQ has and a full disk keeps in the outbox must neither be delivered again nor make others

@@ -63,7 +63,7 @@ class Step(bootsteps.StartStopStep):  # type: ignore[misc]
         count_signals(counts)
         self._sampler = Sampler(app)
         self._exposition = Exposition(self.address)
-        for collector in (counts, WorkerState(worker, hostname), Results(self._sampler, self._table)):
+        for collector in (counts, WorkerState(worker, hostname), ResultMetrics(self._sampler, self._table)):
             self._exposition.registry.register(collector)
         self._sampler.start()
         self._exposition.start()
@@ -297,7 +297,7 @@ def ages_of(unfinished: dict[str, Any]) -> dict[str, float]:
     }
 
 
-class Results:
+class ResultMetrics:
     """A collector of what the result store says, and of what all processes of the worker have stored.
 
     Args:

@@ -22,7 +22,7 @@ from celery_hybrid.delivery.delivery import Delivery
 from celery_hybrid.delivery.outbox import Outbox, Refused
 from celery_hybrid.errors import HybridError
 from celery_hybrid.files import sync_folder_of
-from celery_hybrid.recovery.tasks import InHand, Tasks, held_by_workers, read
+from celery_hybrid.recovery.tasks import InHand, TaskRecovery, held_by_workers, read
 from celery_hybrid.terminal import printable
 
 _execute = click.option("--execute", is_flag=True, help="Do it; without this it is only said.")
@@ -31,14 +31,14 @@ _file = click.Path(dir_okay=False, path_type=Path)
 
 
 @contextlib.contextmanager
-def _tasks(context: click.Context) -> Iterator[Tasks]:
+def _tasks(context: click.Context) -> Iterator[TaskRecovery]:
     # Whatever the workers use: its steps are atomic, and its keys are kombu's.
     transport.install()
     try:
         # Whoever waits for an answer puts back what is overdue, by the way; looking must not.
         with context.obj.app.connection_for_write(transport_options={"unacked_restore_limit": 0}) as connection:
             connection.ensure_connection(max_retries=1, interval_start=0.2)
-            yield Tasks(connection)
+            yield TaskRecovery(connection)
     except (HybridError, RedisError, OperationalError, OSError) as exc:
         raise click.ClickException(str(exc)) from exc
 
@@ -264,7 +264,7 @@ def _outboxes(app: Any) -> Iterator[tuple[Delivery, Outbox, Any]]:
             yield delivery, outbox, depth
 
 
-def _in_hand(app: Any, found: Tasks, timeout: float) -> tuple[list[str], list[InHand]]:
+def _in_hand(app: Any, found: TaskRecovery, timeout: float) -> tuple[list[str], list[InHand]]:
     # First what is in hand: what is taken meanwhile is not in question.
     in_hand = found.in_hand()
     held = held_by_workers(app, found.connection, timeout)

@@ -183,7 +183,7 @@ class InHand:
         return not self.held and (self.overdue or (gone and self.age > GRACE))
 
 
-class Tasks:
+class TaskRecovery:
     """The tasks of an application in Redis, with the rights of its workers.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import amqp
 
-from celery_hybrid.archive.archive import Ends, ends_of
+from celery_hybrid.archive.partition import Ends, ends_of
 from celery_hybrid.names import RESULTS_EXCHANGE, reply_queue
 from celery_hybrid.rabbitmq.connection import Servers
 from celery_hybrid.rabbitmq.options import Options

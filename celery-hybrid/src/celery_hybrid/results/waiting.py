@@ -46,7 +46,7 @@ class WaitingBackend(Protocol):
         """Return what is known of a task by a record."""
 
 
-class Lookout:
+class PollSchedule:
     """When to look into the archive while waiting.
 
     A result can be missing on the push path: the task was published by a worker, so it carries the worker's
@@ -222,28 +222,28 @@ class ResultConsumer(BaseResultConsumer):
         deadline = None if timeout is None else time.monotonic() + timeout
         store = self.backend.store
         generation = store.replies.generation
-        lookout = self._lookout(timeout)
+        schedule = self._schedule(timeout)
         looked = False
         interval_at = 0.0
         while not p.ready:
             remaining = None if deadline is None else deadline - time.monotonic()
-            if remaining is not None and remaining <= 0 and (looked or not lookout.due()):
+            if remaining is not None and remaining <= 0 and (looked or not schedule.due()):
                 raise TimeoutError
             if generation != store.replies.generation:
                 # Something may have been pushed while we were away.
                 generation = store.replies.generation
-                lookout = self._lookout(timeout, first=0.0)
-            if lookout.due() and not self._inbox:
+                schedule = self._schedule(timeout, first=0.0)
+            if schedule.due() and not self._inbox:
                 self._look(remaining)
-                lookout.looked()
+                schedule.looked()
                 looked = True
             if not p.ready:
-                pause = max(0.0, min(1.0, lookout.due_at - time.monotonic()))
+                pause = max(0.0, min(1.0, schedule.due_at - time.monotonic()))
                 if deadline is not None:
                     pause = max(0.0, min(pause, deadline - time.monotonic()))
                 with contextlib.suppress(TimeoutError):
                     self.drain_events(timeout=pause)
-                    lookout.pushed()
+                    schedule.pushed()
             yield
             # Celery looks there whether a parent has failed. At the end as well: what a chord's header has raised says
             # more than the ChordError of its body.
@@ -295,7 +295,7 @@ class ResultConsumer(BaseResultConsumer):
     def _disturbed(self) -> bool:
         return bool(self._inbox)
 
-    def _lookout(self, timeout: float | None, first: float | None = None) -> Lookout:
+    def _schedule(self, timeout: float | None, first: float | None = None) -> PollSchedule:
         options, store = self.backend.options, self.backend.store
         if not store.replies.listening or not all(store.mailbox.expects(task_id) for task_id in list(self._wanted)):
             # Sent for somebody else, or pushed already: it may well be there.
@@ -305,7 +305,7 @@ class ResultConsumer(BaseResultConsumer):
             # Within a short wait too: a replaced task is only found there.
             first = options.poll_interval if timeout is None else min(options.poll_interval, timeout / 2)
         pause = options.poll_interval if pushed else min(_UNPUSHED_FIRST, options.poll_interval)
-        return Lookout(first, pause, options.poll_interval_max if pushed else options.poll_interval)
+        return PollSchedule(first, pause, options.poll_interval_max if pushed else options.poll_interval)
 
     def _look(self, remaining: float | None) -> None:
         """Look for everything that is waited for."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from kombu.utils.url import parse_url
 
-from .report import Failed, Report, describe
+from .report import CheckReport, Failed, describe
 from .tcp import LEAST_DAYS, RENEW, reach, shaken
 
 PORTS = {"redis": 6379, "rediss": 6379, "sentinel": 26379, "sentinels": 26379, "valkey": 6379, "valkeys": 6379}
@@ -55,7 +55,7 @@ class Broker:
         """The redis-py client of the channel."""
         return self.channel.client
 
-    def check(self, report: Report, facts: Mapping[str, Any] | None) -> None:
+    def check(self, report: CheckReport, facts: Mapping[str, Any] | None) -> None:
         """Run all checks of the broker."""
         report.run(
             "broker.reachable",
@@ -111,7 +111,7 @@ class Broker:
             needs=["broker.authenticated"],
         )
 
-    def check_bindings(self, report: Report, queues: Sequence[str]) -> None:
+    def check_bindings(self, report: CheckReport, queues: Sequence[str]) -> None:
         """Look for the bindings of queues, which workers make when they begin to consume."""
         report.run(
             "workers.bindings",

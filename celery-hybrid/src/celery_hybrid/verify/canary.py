@@ -22,9 +22,9 @@ import amqp
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from .broker import Broker
-from .letters import Letters
-from .report import Failed, Report, Skipped, describe
-from .results import EXCHANGE, STREAM, Results
+from .letters import DeadLetterFinder
+from .report import CheckReport, Failed, Skipped, describe
+from .results import EXCHANGE, STREAM, ResultChecks
 
 TASK = "celery.accumulate"
 _CONTENT_TYPES = {"json": "application/json", "pickle": "application/x-python-serialize", "yaml": "application/x-yaml"}
@@ -36,7 +36,7 @@ _PREFETCH = 200
 _READ_SECONDS = 5.0
 
 
-class Canary:
+class QueueCanary:
     """One task, sent to one queue.
 
     Args:
@@ -54,7 +54,7 @@ class Canary:
         self.result: Any = None
 
 
-class Archive:
+class StreamWatcher:
     """An independent reader of the streams, attached *before* a canary is sent, so that no clock matters.
 
     Args:
@@ -68,7 +68,7 @@ class Archive:
         for stream in dict.fromkeys(streams):
             self._attach(stream, "next")
 
-    def record_of(self, canary: Canary, seconds: float) -> amqp.basic_message.Message:
+    def record_of(self, canary: QueueCanary, seconds: float) -> amqp.basic_message.Message:
         """Wait for the record of a canary's success.
 
         Raises:
@@ -160,21 +160,21 @@ class Canaries:
         self,
         app: Any,
         broker: Broker,
-        results: Results,
+        results: ResultChecks,
         queues: Sequence[str],
         avoided: Collection[str],
         timeout: float,
-        letters: Letters | None = None,
+        letters: DeadLetterFinder | None = None,
     ) -> None:
         self._app = app
         self._broker = broker
         self._results = results
-        self._letters = letters or Letters(results, {})
-        self._canaries = [Canary(queue, results.partitions) for queue in queues]
+        self._letters = letters or DeadLetterFinder(results, {})
+        self._canaries = [QueueCanary(queue, results.partitions) for queue in queues]
         self._avoided = frozenset(avoided)
         self._timeout = timeout
 
-    def check(self, report: Report) -> None:
+    def check(self, report: CheckReport) -> None:
         """Run all checks with canaries."""
         report.run(
             "canary.message",
@@ -184,16 +184,16 @@ class Canaries:
             needs=["broker.authorised"],
         )
         with ExitStack() as stack:
-            archive: Archive | Exception
+            archive: StreamWatcher | Exception
             try:
                 connection = stack.enter_context(self._results.connect())
-                archive = Archive(connection, [canary.stream for canary in self._canaries])
+                archive = StreamWatcher(connection, [canary.stream for canary in self._canaries])
             except Exception as exc:
                 archive = exc
             for canary in self._canaries:
                 self._check_one(report, canary, archive)
 
-    def _check_one(self, report: Report, canary: Canary, archive: Archive | Exception) -> None:
+    def _check_one(self, report: CheckReport, canary: QueueCanary, archive: StreamWatcher | Exception) -> None:
         suffix = f"[{canary.queue}]"
         arrived = report.run(
             f"canary.roundtrip{suffix}",
@@ -243,7 +243,7 @@ class Canaries:
         serializer = str(self._app.conf.result_serializer)
         return _CONTENT_TYPES.get(serializer, serializer)
 
-    def _round_trip(self, canary: Canary) -> str:
+    def _round_trip(self, canary: QueueCanary) -> str:
         if canary.queue in self._avoided:
             raise Failed(
                 "not sent, because no worker says that it consumes this queue",
@@ -297,7 +297,7 @@ class Canaries:
             legs.append(("back after", ended - sent))
         return f"SUCCESS{by}: {', '.join(f'{leg} {seconds * 1000:.0f} ms' for leg, seconds in legs)}"
 
-    def _archived(self, canary: Canary, archive: Archive | Exception, seconds: float) -> str:
+    def _archived(self, canary: QueueCanary, archive: StreamWatcher | Exception, seconds: float) -> str:
         if isinstance(archive, Failed):
             raise Failed(archive.actual, archive.remedy)
         if isinstance(archive, Exception):
@@ -325,7 +325,7 @@ class Canaries:
         why = self._letters.unreadable()
         if why:
             raise Skipped(why)
-        app, canary = self._app, Canary(queue, self._results.partitions)
+        app, canary = self._app, QueueCanary(queue, self._results.partitions)
         message = app.amqp.create_task_message(
             canary.id, TASK, [canary.nonce], {"index": 0}, expires=self._timeout + 30
         )
@@ -392,7 +392,7 @@ class Canaries:
             raise Failed(told)
         return told
 
-    def _not_in_redis(self, canary: Canary) -> str:
+    def _not_in_redis(self, canary: QueueCanary) -> str:
         client = self._broker.client
         # Where rpc:// keeps results on a Redis broker: a list named after the sender.
         reply = str(self._app.thread_oid)
@@ -422,14 +422,14 @@ class Canaries:
             )
         return f"none of {client.dbsize()} keys"
 
-    def _forgotten(self, canary: Canary) -> str:
+    def _forgotten(self, canary: QueueCanary) -> str:
         canary.result.forget()
         state = self._app.AsyncResult(canary.id).state
         if state != "PENDING":
             raise Failed(f"still {state}")
         return str(state)
 
-    def _take_back(self, canary: Canary) -> bool:
+    def _take_back(self, canary: QueueCanary) -> bool:
         """Remove a task that nobody took from its queue; whether it was there."""
         client = self._broker.client
         channel = self._broker.channel

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from .results import DEAD_LETTERS, Results
+from .results import DEAD_LETTERS, ResultChecks
 
 #: Letters that may be looked through; nobody else sees them meanwhile.
 MOST = 3000
@@ -15,7 +15,7 @@ MOST = 3000
 _LOOK, _PAUSE = 2.0, 0.5
 
 
-class Letters:
+class DeadLetterFinder:
     """Looks for a dead letter.
 
     Args:
@@ -23,7 +23,7 @@ class Letters:
         login: ``user`` and ``password``; or ``reason``, why there is no look.
     """
 
-    def __init__(self, results: Results, login: Mapping[str, Any]) -> None:
+    def __init__(self, results: ResultChecks, login: Mapping[str, Any]) -> None:
         self._results = results
         self._reason = str(login.get("reason") or "")
         self._login = (str(login.get("user") or "letters"), str(login.get("password") or ""))

@@ -55,7 +55,7 @@ class Check:
         return f"{self.name}: {self.actual}; expected: {self.expected}. {self.remedy}"
 
 
-class Report:
+class CheckReport:
     """Runs probes, times them, and keeps what they found.
 
     A check whose requirement failed is not run and counts as failed, never as passed.

@@ -11,7 +11,7 @@ from typing import Any
 import amqp
 from kombu.utils.url import parse_url
 
-from .report import Failed, Report, describe
+from .report import CheckReport, Failed, describe
 from .tcp import LEAST_DAYS, RENEW, reach, shaken
 
 #: Names on the wire; DEAD_LETTERS and DLX are what failed tasks go to.
@@ -37,7 +37,7 @@ NO_FACTS = (
 _SITE = "Declare it again: run the site playbook against the rabbitmq host."
 
 
-class Results:
+class ResultChecks:
     """Plain AMQP connections to where the results are kept.
 
     Args:
@@ -65,7 +65,7 @@ class Results:
         """The configured number of streams."""
         return int(self._options.get("partitions", DEFAULT_PARTITIONS))
 
-    def check(self, report: Report, result_expires: float | None) -> None:
+    def check(self, report: CheckReport, result_expires: float | None) -> None:
         """Run all checks of the result store."""
         report.run(
             "results.reachable",

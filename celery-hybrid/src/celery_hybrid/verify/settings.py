@@ -16,7 +16,7 @@ from celery.app.utils import filter_hidden_settings, find_app
 from celery.exceptions import ImproperlyConfigured
 from celery.utils.serialization import jsonify
 
-from .report import Failed, Report, describe
+from .report import CheckReport, Failed, describe
 from .results import SET_RESULT_BACKEND
 
 #: The house rules that are plain values.
@@ -96,7 +96,7 @@ class Settings:
         """The application; only after :meth:`check` found that it loads."""
         return self._app
 
-    def check_loading(self, report: Report) -> bool:
+    def check_loading(self, report: CheckReport) -> bool:
         """Load everything; whether the other checks have something to work with."""
         report.run(
             "settings.file",
@@ -115,7 +115,7 @@ class Settings:
             )
         return self._app is not None
 
-    def check_values(self, report: Report, expected: Mapping[str, Any]) -> None:
+    def check_values(self, report: CheckReport, expected: Mapping[str, Any]) -> None:
         """Compare each setting with its rule."""
         report.run(
             "settings.versions",

@@ -8,7 +8,7 @@ from typing import Any
 
 from kombu.exceptions import ContentDisallowed
 
-from .report import Failed, Report
+from .report import CheckReport, Failed
 from .results import NO_FACTS
 from .settings import canonical, reported_backend, show, value_of
 
@@ -36,7 +36,7 @@ class Workers:
         self._queues: dict[str, list[str]] = {}
         self.refused: dict[str, str] = {}
 
-    def check(self, report: Report, agreed: Mapping[str, Any], queues: Sequence[str]) -> None:
+    def check(self, report: CheckReport, agreed: Mapping[str, Any], queues: Sequence[str]) -> None:
         """Run all checks of the workers."""
         report.run(
             "workers.answer",
@@ -72,7 +72,7 @@ class Workers:
         )
 
     def check_connections(
-        self, report: Report, broker: Mapping[str, Any] | None, results: Mapping[str, Any] | None
+        self, report: CheckReport, broker: Mapping[str, Any] | None, results: Mapping[str, Any] | None
     ) -> None:
         """Compare what the live workers may need with what the servers allow."""
         report.run(

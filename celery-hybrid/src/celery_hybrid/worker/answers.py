@@ -17,7 +17,7 @@ from kombu.exceptions import ContentDisallowed
 logger = logging.getLogger(__name__)
 
 
-class Mailbox(pidbox.Mailbox):  # type: ignore[misc]
+class ForgivingMailbox(pidbox.Mailbox):  # type: ignore[misc]
     """kombu's, which goes on where an answer is refused."""
 
     @classmethod

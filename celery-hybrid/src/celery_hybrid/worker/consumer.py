@@ -41,8 +41,8 @@ from celery_hybrid.dead_letters.letter import (
     UNDECODABLE,
     UNKNOWN,
     UNROUTABLE,
+    DeadLetter,
     DeadLetters,
-    Letter,
     send,
 )
 from celery_hybrid.worker import answers
@@ -111,7 +111,7 @@ class Consumer(base.Consumer):  # type: ignore[misc]
         self._strays: set[str] = set()
         self._timer_entry: Any = None
         super().__init__(*args, **kwargs)
-        self.app.control.mailbox = answers.Mailbox.of(self.app.control.mailbox)
+        self.app.control.mailbox = answers.ForgivingMailbox.of(self.app.control.mailbox)
         self.dead_letters = DeadLetters(self.app, self.hostname)
 
     # Connections
@@ -373,7 +373,7 @@ class Consumer(base.Consumer):  # type: ignore[misc]
         channel = getattr(self.task_consumer, "channel", None)
         if channel is None or channel.connection is None:
             raise ConnectionError("there is no connection to Redis at the moment")
-        letter = Letter.of(message, MALFORMED, self.queue_of(message), self.hostname)
+        letter = DeadLetter.of(message, MALFORMED, self.queue_of(message), self.hostname)
         send(channel, letter, letter.queue, headers, letter.properties)
 
     def queue_of(self, message: Any) -> str:
@@ -477,11 +477,11 @@ class Consumer(base.Consumer):  # type: ignore[misc]
         Returns:
             whether it is kept durably and may be removed.
         """
-        return self.dead_letters.keep(Letter.of_bytes(raw, queue, reason, self.hostname))
+        return self.dead_letters.keep(DeadLetter.of_bytes(raw, queue, reason, self.hostname))
 
     def put_away(self, message: Any, reason: str, exc: BaseException | None = None, traceback: str = "") -> bool:
         """Keep a message as a dead letter; tell whether it may leave Redis."""
-        letter = Letter.of(message, reason, self.queue_of(message), self.hostname, exc, traceback)
+        letter = DeadLetter.of(message, reason, self.queue_of(message), self.hostname, exc, traceback)
         return self.dead_letters.keep(letter)
 
     def _put_away(self, message: Any, reason: str, exc: Exception, then: Callable[[], Any]) -> None:

@@ -78,7 +78,7 @@ def watchdog_seconds() -> float:
     return int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6
 
 
-class Progress:
+class ChangeTimer:
     """Remembers when a value last changed.
 
     Args:
@@ -97,7 +97,7 @@ class Progress:
         return self._clock() - self._since
 
 
-class Ages:
+class PresenceTimer:
     """Remembers since when each of a set of things is there.
 
     Args:
@@ -140,9 +140,9 @@ class WorkerHealth:
         self._consumer = consumer
         self._patience = patience
         self._rounds = 0
-        self._loop = Progress(clock)
-        self._relays = {what: Progress(clock) for what in (RESULTS, DEAD_LETTERS)}
-        self._handed, self._active = Ages(clock), Ages(clock)
+        self._loop = ChangeTimer(clock)
+        self._relays = {what: ChangeTimer(clock) for what in (RESULTS, DEAD_LETTERS)}
+        self._handed, self._active = PresenceTimer(clock), PresenceTimer(clock)
 
     def problem(self) -> str:
         """Return what is stuck, or nothing."""
@@ -236,7 +236,7 @@ class BeatHealth:
         self._patience = patience
         self._ticks = 0
         self._periodic: int | None = None
-        self._progress = Progress(clock)
+        self._progress = ChangeTimer(clock)
         tick = self._scheduler.tick
 
         def counted(*args: Any, **kwargs: Any) -> Any:
