@@ -12,7 +12,9 @@ import pytest
 from kombu.message import Message
 
 from celery_hybrid.dead_letters.cli import Entry, _anew, _mend, _read, chosen
-from celery_hybrid.dead_letters.letter import FAILED, LOST, REASONS, TIME_LIMIT, DeadLetter, DeadLetters, Policy
+from celery_hybrid.dead_letters.keeping import DeadLetters
+from celery_hybrid.dead_letters.letter import FAILED, LOST, REASONS, TIME_LIMIT, DeadLetter
+from celery_hybrid.dead_letters.policy import Policy
 from celery_hybrid.errors import OptionError
 from celery_hybrid.names import DEAD_LETTER_EXCHANGE
 from celery_hybrid.rabbitmq.records import Record

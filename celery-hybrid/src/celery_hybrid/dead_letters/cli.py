@@ -33,9 +33,8 @@ from celery_hybrid.dead_letters.letter import (
     REPLAYS_HEADER,
     UNROUTABLE,
     DeadLetter,
-    ReplayedError,
-    send,
 )
+from celery_hybrid.dead_letters.replay import ReplayedError, send
 from celery_hybrid.errors import HybridError, OptionError, ResultStoreError
 from celery_hybrid.files import sync_folder_of
 from celery_hybrid.names import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, ID_HEADER, TASK_KEY_PREFIX

@@ -15,22 +15,15 @@ import json
 import logging
 import socket
 import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from kombu.utils.json import dumps
-
-from celery_hybrid.errors import HybridError, OptionError
 from celery_hybrid.names import TASK_KEY_PREFIX, short_id
 from celery_hybrid.rabbitmq.records import DEAD_LETTER, Record
-from celery_hybrid.terminal import printable
 
 logger = logging.getLogger(__name__)
-
-SETTING = "worker_dead_letters"
 
 #: Why a task is put away. ``task.REASON`` is the routing key of its letter.
 FAILED, REJECTED, UNDECODABLE, REFUSED, UNKNOWN = "failed", "rejected", "undecodable", "refused", "unknown"
@@ -49,94 +42,11 @@ REASONS = {
     UNROUTABLE: "no queue takes it",
     REVOKED: "it was revoked",
 }
-# Celery has logged these as errors. One more would be a second event of one failure for programs such as Sentry.
-_LOGGED = (FAILED, LOST, TIME_LIMIT)
-
 #: Headers of a task's message: how often it was lost and sent again, and how often it was replayed.
 LOST_HEADER, REPLAYS_HEADER = "x-lost", "x-replays"
 
 _LONGEST_TEXT = 20_000
-#: Seconds that a replay is remembered: longer than the letters are kept by default.
-_REMEMBERED = 60 * 24 * 3600
-_OF_THE_DELIVERY = frozenset({"delivery_tag", "delivery_info", "body_encoding", "expiration"})
 _CONTENT_TYPE = "application/json"
-
-
-@dataclass(frozen=True)
-class Policy:
-    """The setting ``worker_dead_letters``.
-
-    Attributes:
-        failed: put tasks away that failed for good. Messages that no task was made of always are.
-        revoked: put revoked and expired tasks away.
-        ignore: names of exceptions, with or without their module, that are expected: no letter. Their subclasses, and
-            those in a task's ``throws``, are expected as well.
-        lost_retries: how often a task is sent again whose process died, ran out of memory, or hit the hard time limit.
-            Only tasks that are acknowledged late: others have been promised to run at most once.
-        lost_retry_delay: seconds until it runs again, doubled each time.
-    """
-
-    failed: bool = True
-    revoked: bool = False
-    ignore: tuple[str, ...] = ()
-    lost_retries: int = 3
-    lost_retry_delay: float = 10.0
-
-    @classmethod
-    def from_mapping(cls, values: Any) -> Policy:
-        """Check the setting.
-
-        Raises:
-            OptionError: an unknown name, or a value of the wrong type.
-        """
-        if values is None:
-            return cls()
-        if not isinstance(values, Mapping):
-            raise OptionError(f"{SETTING} must be a dict of options, not {type(values).__name__}.")
-        names = [each.name for each in dataclasses.fields(cls)]
-        for name, value in values.items():
-            if name not in names:
-                raise OptionError(f"{SETTING} has no option {name!r}. Valid names: {', '.join(sorted(names))}.")
-            right, words = _KINDS[name]
-            if not right(value):
-                raise OptionError(f"{SETTING}[{name!r}] must be {words}, not {value!r}.")
-        return cls(**{**values, "ignore": tuple(values.get("ignore", ()))})
-
-    def expects(self, exc: BaseException) -> bool:
-        """Tell whether an exception is one of those that are no reason for a letter."""
-        if not self.ignore:
-            return False
-        names = {name for kind in type(exc).__mro__ for name in (kind.__name__, f"{kind.__module__}.{kind.__name__}")}
-        # What cannot be pickled comes from the pool in a wrapper, with its name.
-        wrapped = getattr(exc, "exc_cls_name", None)
-        if isinstance(wrapped, str):
-            names |= {wrapped, f"{getattr(exc, 'exc_module', '')}.{wrapped}"}
-        return not names.isdisjoint(self.ignore)
-
-
-def _bool(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _seconds(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
-
-
-def _names(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value)
-
-
-_KINDS = {
-    "failed": (_bool, "True or False"),
-    "revoked": (_bool, "True or False"),
-    "ignore": (_names, "a list of names of exceptions"),
-    "lost_retries": (_count, "a whole number, 0 for none"),
-    "lost_retry_delay": (_seconds, "a number of seconds"),
-}
 
 
 @dataclass(frozen=True)
@@ -223,8 +133,8 @@ class DeadLetter:
             traceback=_short(traceback),
             worker=worker,
             host=socket.gethostname(),
-            received=_iso(getattr(message, "received_at", None)),
-            failed=_iso(time.time()),
+            received=iso(getattr(message, "received_at", None)),
+            failed=iso(time.time()),
             retries=retries,
             replays=replays,
         )
@@ -232,7 +142,7 @@ class DeadLetter:
     @classmethod
     def of_bytes(cls, raw: bytes, queue: str, reason: str, worker: str) -> DeadLetter:
         """Return the letter of an element of a queue that is no message at all."""
-        now = _iso(time.time())
+        now = iso(time.time())
         return cls(
             id=f"{_digest(raw, {})}:{UNDECODABLE}",
             reason=UNDECODABLE,
@@ -296,116 +206,6 @@ class DeadLetter:
         return hashlib.sha256(self.body + tag.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-class DeadLetters:
-    """Puts tasks away, for one worker.
-
-    Args:
-        app: whose result store takes the letters.
-        worker: its name.
-
-    Raises:
-        OptionError: ``worker_dead_letters`` is wrong, or results are not in RabbitMQ.
-    """
-
-    def __init__(self, app: Any, worker: str) -> None:
-        self.policy = Policy.from_mapping(app.conf.get(SETTING))
-        self.worker = worker
-        store = getattr(app.backend, "store", None)
-        if not hasattr(store, "keep"):
-            raise OptionError(
-                "worker_consumer: celery_hybrid.worker.consumer brings dead letters to RabbitMQ, so it needs "
-                "result_backend = 'amqp://…' of celery-hybrid. Set it, or leave worker_consumer alone."
-            )
-        self._app = app
-        #: Letters by their reason, since the worker has started.
-        self.counts: Counter[str] = Counter()
-
-    def keep(self, letter: DeadLetter) -> bool:
-        """Keep a letter durably; this never raises.
-
-        Returns:
-            False when neither RabbitMQ nor the outbox took it: then the task has to stay in Redis.
-        """
-        try:
-            self._app.backend.store.keep(letter.to_record())
-        except Exception as exc:
-            logger.critical(
-                "The %s has to stay in Redis, because it cannot be kept as a dead letter (%s): %s", *_of(letter), exc
-            )
-            return False
-        self.counts[letter.reason] += 1
-        logger.log(
-            logging.WARNING if letter.reason in _LOGGED else logging.ERROR,
-            "The %s is a dead letter now: %s. %s",
-            *(_of(letter)[0], REASONS[letter.reason], printable(letter.exception)),
-        )
-        return True
-
-
-class ReplayedError(HybridError):
-    """A letter was replayed before.
-
-    Args:
-        at: when, as ISO 8601.
-        copy: whether it was this very message, so that this letter is a copy which a crash has left.
-    """
-
-    def __init__(self, at: str, copy: bool) -> None:
-        super().__init__(at)
-        self.copy = copy
-
-
-def send(
-    channel: Any,
-    letter: DeadLetter,
-    queue: str,
-    headers: Mapping[str, Any],
-    properties: Mapping[str, Any],
-    marker: str | None = None,
-    again: bool = False,
-) -> None:
-    """Put the message of a letter into a queue of Redis, as kombu would, and return when Redis has it.
-
-    Args:
-        channel: of kombu's Redis transport.
-        letter: whose body goes there as it is.
-        queue: which.
-        headers: of the message.
-        properties: of the message.
-        marker: key in Redis that remembers, in the same transaction, that this was done.
-        again: do it although it was done.
-
-    Raises:
-        ReplayedError: it was done before.
-    """
-    kept = {name: value for name, value in properties.items() if name not in _OF_THE_DELIVERY}
-    message = channel.prepare_message(
-        letter.body,
-        content_type=letter.content_type,
-        content_encoding=letter.content_encoding,
-        headers=dict(headers),
-        properties=kept,
-    )
-    channel._inplace_augment_message(message, "", queue)
-    key = channel._q_for_pri(queue, channel._get_message_priority(message, reverse=False))
-
-    def push(pipe: Any) -> None:
-        # Commands that kombu prefixes with its global_keyprefix; GET is none of them.
-        done, message_of = (_str(pipe.hget(marker, name)) for name in ("at", "message")) if marker else ("", "")
-        # What was replayed by a version that did not note the message may be another one.
-        if done and not again and message_of in ("", letter.fingerprint):
-            raise ReplayedError(done, copy=bool(message_of))
-        pipe.multi()
-        pipe.lpush(key, dumps(message))
-        if marker:
-            pipe.hset(marker, "at", _iso(time.time()))
-            pipe.hset(marker, "message", letter.fingerprint)
-            pipe.pexpire(marker, _REMEMBERED * 1000)
-
-    with channel.conn_or_acquire() as client:
-        client.transaction(push, *([marker] if marker else []))
-
-
 def described(exc: BaseException) -> str:
     """Return an exception as one line; whatever it is made of."""
     try:
@@ -413,11 +213,6 @@ def described(exc: BaseException) -> str:
     except Exception:
         text = "(it cannot be shown)"
     return f"{getattr(exc, 'exc_cls_name', None) or type(exc).__name__}: {text}"
-
-
-def _of(letter: DeadLetter) -> tuple[str, str]:
-    name, task_id, queue = (printable(text) for text in (letter.task, letter.task_id, letter.queue))
-    return f"task {name or '(no name)'}[{task_id or 'no id'}] of the queue {queue}", REASONS[letter.reason]
 
 
 def _raw_body(body: Any, encoding: Any) -> bytes:
@@ -444,10 +239,6 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _str(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else value or ""
-
-
 def _number(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
@@ -456,5 +247,6 @@ def _short(text: str) -> str:
     return text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT // 2]}\n…\n{text[-_LONGEST_TEXT // 2 :]}"
 
 
-def _iso(seconds: float | None) -> str:
+def iso(seconds: float | None) -> str:
+    """Return a time as ISO 8601 in UTC; nothing for none."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds") if seconds else ""

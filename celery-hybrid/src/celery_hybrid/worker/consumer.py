@@ -34,6 +34,7 @@ from kombu.exceptions import ContentDisallowed
 from kombu.transport import virtual
 
 from celery_hybrid.broker import claims
+from celery_hybrid.dead_letters.keeping import DeadLetters
 from celery_hybrid.dead_letters.letter import (
     ETA,
     MALFORMED,
@@ -42,9 +43,8 @@ from celery_hybrid.dead_letters.letter import (
     UNKNOWN,
     UNROUTABLE,
     DeadLetter,
-    DeadLetters,
-    send,
 )
+from celery_hybrid.dead_letters.replay import send
 from celery_hybrid.worker import answers
 
 # Adds 'inspect result_store' and others, as the entry point does in a worker that the celery command starts.

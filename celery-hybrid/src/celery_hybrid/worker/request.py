@@ -32,7 +32,8 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from celery_hybrid.broker.chord_counter import COMPLETE, COUNTED, DONE, UNCOUNTED
-from celery_hybrid.dead_letters.letter import ETA, FAILED, LOST, LOST_HEADER, REJECTED, REVOKED, TIME_LIMIT, DeadLetters
+from celery_hybrid.dead_letters.keeping import DeadLetters
+from celery_hybrid.dead_letters.letter import ETA, FAILED, LOST, LOST_HEADER, REJECTED, REVOKED, TIME_LIMIT
 
 logger = logging.getLogger(__name__)
 
