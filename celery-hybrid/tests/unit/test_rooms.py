@@ -20,7 +20,7 @@ FLOORS = (
     ("results", "recovery"),
     ("worker",),
     ("metrics", "testing"),
-    ("verify",),
+    ("verify", "release"),
     ("diagnose",),
 )
 
@@ -102,6 +102,12 @@ def test_rooms_depend_on_each_other_in_one_direction() -> None:
         and not (floors[room_of(name)] == floors[room_of(other)] == 0)
     )
     assert climbing == []
+
+
+def test_a_program_of_a_release_needs_nothing_of_the_package_that_it_meets() -> None:
+    programs = {name: others for name, others in imports().items() if room_of(name) == "release"}
+    assert len(programs) == 4
+    assert not any(programs.values())
 
 
 def test_a_circle_is_found() -> None:

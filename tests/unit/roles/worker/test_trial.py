@@ -16,8 +16,8 @@ import pytest
 
 pytest.importorskip("celery", reason="the trial runs in the workers' environment, where Celery is")
 
-PROGRAM = (Path(__file__).parents[4] / "roles" / "worker" / "files" / "try_application.py").read_text()
-SOURCES = str(Path(__file__).parents[4] / "celery-hybrid" / "src")
+SOURCES = Path(__file__).parents[4] / "celery-hybrid" / "src"
+PROGRAM = (SOURCES / "celery_hybrid" / "release" / "trial.py").read_text()
 PASSWORD = "Pa55:word@/word"
 URL = "redis://celery:Pa55%3Aword%40%2Fword@127.0.0.1:1/0"
 SETTINGS = """
@@ -63,7 +63,7 @@ def run(program: str, folder: Path, **changes: Any) -> Any:
     encoded = base64.b64encode(json.dumps(request).encode()).decode()
     done = subprocess.run(
         [sys.executable, "-I", "-"],
-        input=f"{program}\nsys.path.append({SOURCES!r})\nmain('{encoded}')\n",
+        input=f"{program}\nsys.path.append({str(SOURCES)!r})\nmain('{encoded}')\n",
         capture_output=True,
         text=True,
         check=False,
@@ -167,10 +167,10 @@ def test_servers_that_do_not_answer_are_named(trial: Any, tmp_path: Path) -> Non
 
 @pytest.fixture
 def module() -> Any:
-    spec = importlib.util.spec_from_loader("try_application", loader=None)
+    spec = importlib.util.spec_from_loader("trial", loader=None)
     assert spec
     module = importlib.util.module_from_spec(spec)
-    exec(compile(PROGRAM, "try_application.py", "exec"), module.__dict__)  # noqa: S102
+    exec(compile(PROGRAM, "trial.py", "exec"), module.__dict__)  # noqa: S102
     return module
 
 

@@ -1,9 +1,6 @@
-# Copyright: (c) 2026, celeryops.hybrid contributors
-# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-# SPDX-License-Identifier: GPL-3.0-or-later
 """Wait until every worker instance of this host answers, or say at once that one does not live.
 
-The role sends this program, with a call of :func:`main` after it, to the Python of the workers' virtual
+The ``worker`` role pipes this program, with a call of :func:`main` after it, to the Python of the workers' virtual
 environment, as their user and with their environment. The last line of its output is
 ``{"problems": [{"unit": ..., "sentence": ...}]}``.
 """

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery import exceptions as celery_exceptions
 
-celery_exceptions = pytest.importorskip("celery.exceptions", reason="canaries run in the workers' environment")
-
-PATH = Path(__file__).parents[4] / "roles" / "worker" / "files" / "run_canary.py"
-SPEC = importlib.util.spec_from_file_location("run_canary", PATH)
-assert SPEC
-assert SPEC.loader
-subject = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(subject)
+from celery_hybrid.release import canary as subject
 
 
 class Result:

@@ -1,9 +1,6 @@
-# Copyright: (c) 2026, celeryops.hybrid contributors
-# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-# SPDX-License-Identifier: GPL-3.0-or-later
 """Try an application with settings and addresses that are not in use yet.
 
-The role sends this program, with a call of :func:`main` after it, to the Python of a new virtual
+The ``worker`` role pipes this program, with a call of :func:`main` after it, to the Python of a new virtual
 environment. It becomes the user of the workers, imports the application as a worker would, compares
 what the application's settings are with what is declared, and logs in to both servers. When the new
 environment is not the one in use, it looks for queued tasks that the application does not have. The last
@@ -138,7 +135,7 @@ def compare(app: Any, declared: types.ModuleType, house_rules: list[str]) -> lis
 
 def overridden(app: Any) -> list[str]:
     """Return a sentence for each setting of the application that the declared one has replaced."""
-    differences = getattr(app.loader, "differences", list)()
+    differences: list[Any] = getattr(app.loader, "differences", list)()
     return [f"{difference} in the application" for difference in differences]
 
 

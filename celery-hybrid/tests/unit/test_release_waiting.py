@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-PATH = Path(__file__).parents[4] / "roles" / "worker" / "files" / "wait_for_workers.py"
-SPEC = importlib.util.spec_from_file_location("wait_for_workers", PATH)
-assert SPEC
-assert SPEC.loader
-subject = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(subject)
+from celery_hybrid.release import waiting as subject
 
 ALIVE = {
     "ActiveState": "active",

@@ -1,9 +1,6 @@
-# Copyright: (c) 2026, celeryops.hybrid contributors
-# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-# SPDX-License-Identifier: GPL-3.0-or-later
 """Let given nodes, and no others, each run a task: through Redis, the node's pool, and RabbitMQ.
 
-The role sends this program, with a call of :func:`main` after it, to the Python of the workers' virtual
+The ``worker`` role pipes this program, with a call of :func:`main` after it, to the Python of the workers' virtual
 environment, as their user and with their environment. A node is asked to consume a queue of its own for
 as long as it takes. The last line of the output is ``{"told": [...], "problems": [...]}``, a sentence for each node.
 """
@@ -23,7 +20,7 @@ TASK = "celery.accumulate"
 ANSWER_SECONDS = 5.0
 
 
-class Canary:
+class NodeCanary:
     """A task for one node.
 
     Args:
@@ -119,7 +116,7 @@ class Canary:
 def run(app: Any, nodes: list[str], seconds: float, task: str = "") -> tuple[list[str], list[str]]:
     """Send a canary to each node; return what they did, and what they did not."""
     told, problems = [], []
-    canaries = [Canary(app, node, task) for node in nodes]
+    canaries = [NodeCanary(app, node, task) for node in nodes]
     deadline = time.monotonic() + seconds
     try:
         for canary in canaries:
