@@ -150,8 +150,9 @@ docs: venv ## write the tables of variables into the READMEs
 	@python3 tools/variables.py
 
 .PHONY: build
-build: venv ## build the collection's tarball into dist/
+build: venv ## build the collection's tarball, and sdist and wheel of celery-hybrid, into dist/
 	@ansible-galaxy collection build --force --output-path dist
+	@python3 -m build --outdir dist $(PACKAGE)
 
 .PHONY: clean
 clean: ## remove what make has made in this checkout, but not the demo
