@@ -15,10 +15,10 @@ import pytest
 from celery import Celery
 from kombu.exceptions import ContentDisallowed
 
+from celery_hybrid.masking import Mask
 from celery_hybrid.verify import Check, CheckReport, VerifyRequest, VerifyRequestError, names
 from celery_hybrid.verify.__main__ import print_table
 from celery_hybrid.verify.canary import QueueCanary
-from celery_hybrid.verify.masking import Mask
 from celery_hybrid.verify.report import Failed, Skipped
 from celery_hybrid.verify.results import ResultChecks, age_seconds
 from celery_hybrid.verify.runner import declared_queues

@@ -11,9 +11,9 @@ import amqp
 import pytest
 from celery import Celery
 
+from celery_hybrid.masking import Mask
 from celery_hybrid.verify.broker import Broker
 from celery_hybrid.verify.canary import Canaries, QueueCanary, StreamWatcher
-from celery_hybrid.verify.masking import Mask
 from celery_hybrid.verify.report import CheckReport, Failed
 from celery_hybrid.verify.results import EXCHANGE, ResultChecks
 

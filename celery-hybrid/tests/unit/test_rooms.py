@@ -13,7 +13,7 @@ SOURCES = Path(celery_hybrid.__file__).parent
 
 #: From the bottom: each room may import those before it, and no other. Rooms in one line do not know each other.
 FLOORS = (
-    ("errors", "files", "names", "processes", "terminal", "loader"),
+    ("errors", "files", "masking", "names", "processes", "terminal", "loader"),
     ("guard", "rabbitmq", "broker"),
     ("archive",),
     ("delivery", "dead_letters"),

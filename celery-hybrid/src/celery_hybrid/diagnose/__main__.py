@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from celery import Celery
 from kombu.utils.json import dumps
 
-from celery_hybrid.verify.masking import Mask
+from celery_hybrid.masking import Mask
 from celery_hybrid.verify.settings import censored
 
 from . import broker, sockets, workers

@@ -27,11 +27,11 @@ from celery_hybrid.errors import (
     ResultStoreUnreachableError,
     TopologyError,
 )
+from celery_hybrid.masking import masked
 from celery_hybrid.names import id_of
 from celery_hybrid.processes import must_not_wait
 from celery_hybrid.rabbitmq.options import SETTING, Options
 from celery_hybrid.rabbitmq.records import CHORD_GROWTH, CHORD_PART, GROUP, RESULT, Record
-from celery_hybrid.rabbitmq.urls import masked
 from celery_hybrid.results.chords import BRIEF, Chords, MainProcessChords, origin_of, register, task_ids
 from celery_hybrid.results.content import Codec, Meta
 from celery_hybrid.results.store import Store, on_fork, store_of

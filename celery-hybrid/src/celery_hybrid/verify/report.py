@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .masking import Mask
+from celery_hybrid.masking import Mask
 
 
 class Failed(Exception):  # noqa: N818 - a verdict, not an error of this program

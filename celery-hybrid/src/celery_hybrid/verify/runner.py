@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
+from celery_hybrid.masking import Mask
+
 from .broker import Broker
 from .canary import Canaries
 from .letters import DeadLetterFinder
-from .masking import Mask
 from .report import Check, CheckReport
 from .request import VerifyRequest
 from .results import ResultChecks
