@@ -276,7 +276,7 @@ def test_good_settings_pass(configuration):
         ({"task_time_limit": None}, "settings.visibility_timeout", "no task_time_limit"),
         ({"task_time_limit": 600}, "settings.visibility_timeout", "600 s, and task_time_limit 600 s"),
         ({"broker_transport_options": {}, "task_time_limit": 7200}, "settings.visibility_timeout", "3600 s"),
-        ({"result_backend": None}, "settings.result_backend", "thrown away"),
+        ({"result_backend": None}, "settings.result_backend", "dropped"),
         ({"result_backend": "rpc://"}, "settings.result_backend", "celery.backends.rpc"),
         ({"result_backend": "redis://h/1"}, "settings.result_backend", "celery.backends.redis"),
         ({"result_backend": "nonsense://h"}, "settings.result_backend", "nonsense:// has no backend"),
@@ -443,7 +443,7 @@ def test_a_worker_with_another_setting_is_named_with_setting_and_value():
 
 def test_a_worker_that_cannot_tell_its_configuration():
     _, found = inspected(conf={"a@h1": dict(CONF), "b@h2": {"error": "TypeError()"}})
-    assert found["settings.workers"].actual == "b@h2 cannot tell its configuration: TypeError()"
+    assert found["settings.workers"].actual == "b@h2 cannot report its configuration: TypeError()"
 
 
 def test_a_worker_that_answers_with_pickle_is_named():
@@ -491,27 +491,27 @@ def test_connections_are_compared_with_what_the_servers_allow(broker, results, o
 
 def test_a_queue_that_nobody_consumes():
     _, found = inspected(queues=["one", "three"])
-    assert found["workers.queues"].actual == "nobody consumes three"
+    assert found["workers.queues"].actual == "no worker consumes three"
 
 
 @pytest.mark.parametrize(
     ("state", "actual"),
     [
-        ({"outbox": {"count": 7, "refused": 0, "dropped": 0}}, "b@h2: 7 results wait"),
-        ({"outbox": {"count": 0, "refused": 2, "dropped": 0}}, "b@h2: 2 results are refused by RabbitMQ for good"),
+        ({"outbox": {"count": 7, "refused": 0, "dropped": 0}}, "b@h2: 7 results waiting"),
+        ({"outbox": {"count": 0, "refused": 2, "dropped": 0}}, "b@h2: 2 results refused by RabbitMQ for good"),
         ({"outbox": {"count": 0, "refused": 0, "dropped": 2}}, "empty on a@h1, b@h2"),
-        ({"outbox": {"count": 0}, "dead_letters": {"count": 3, "refused": 0}}, "b@h2: 3 dead letters wait"),
+        ({"outbox": {"count": 0}, "dead_letters": {"count": 3, "refused": 0}}, "b@h2: 3 dead letters waiting"),
         (
             {"outbox": {"count": 1}, "dead_letters": {"count": 0, "refused": 2}},
-            "b@h2: 1 results wait; b@h2: 2 dead letters are refused by RabbitMQ for good",
+            "b@h2: 1 result waiting; b@h2: 2 dead letters refused by RabbitMQ for good",
         ),
         (
             {"outbox": {"count": 0}, "dead_letters": {"error": "the outbox /y is damaged"}},
             "b@h2: the outbox /y is damaged",
         ),
         ({"outbox": {"path": "/x", "error": "the outbox /x cannot be used"}}, "b@h2: the outbox /x cannot be used"),
-        ({}, "b@h2 does not tell"),
-        ({"error": "KeyError"}, "b@h2 does not tell"),
+        ({}, "b@h2 does not report it"),
+        ({"error": "KeyError"}, "b@h2 does not report it"),
     ],
 )
 def test_results_that_wait_are_told(state, actual):
@@ -627,7 +627,7 @@ def without(kind, name):
             change("queues", "celery.results.1", effective_policy_definition={}),
             "_expiry",
             (86400.0,),
-            "no max-age, so records are kept for ever: celery.results.1",
+            "no max-age, so records are kept indefinitely: celery.results.1",
         ),
         (
             change("queues", "celery.results.0", effective_policy_definition={"max-age": "1h"}),

@@ -263,5 +263,5 @@ def test_without_the_right_to_look_the_check_is_left_out_and_says_why(deployment
 def test_no_worker(deployment):
     found = failed(deployment.verify(inspect_timeout=1, canary_timeout=1))
     assert f"no answer from {deployment.node} within 1 s" in found["workers.answer"]
-    assert "no worker took the task within 1 s; it was taken back" in found["canary.roundtrip"]
+    assert "no worker took the task within 1 s; it was removed again" in found["canary.roundtrip"]
     assert deployment.queue not in deployment.redis_keys()

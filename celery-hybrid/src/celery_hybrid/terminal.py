@@ -1,4 +1,4 @@
-"""What others have written, as it may be shown to people."""
+"""Text for people: what others have written, made harmless, and numbers of things."""
 
 from __future__ import annotations
 
@@ -18,3 +18,13 @@ def printable(text: object) -> str:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
+
+
+def counted(count: int, things: str) -> str:
+    """Return a number of things in words: ``1 result``, ``2 results``.
+
+    Args:
+        count: how many.
+        things: their name in the plural, which ends with s.
+    """
+    return f"{count} {things.removesuffix('s') if count == 1 else things}"

@@ -448,19 +448,19 @@ class TestTools:
         wait_until(box.count)
         with path.open("a") as file:
             file.write('{"id": "begun')
-        assert "1 letters are in" in tool("discard", "--to", str(path), "--execute")
+        assert "1 dead letter moved to" in tool("discard", "--to", str(path), "--execute")
         assert box.count() == 0
         assert len(path.read_text().splitlines()) == 1
         assert path.stat().st_mode & 0o777 == 0o600
-        assert "would put 1 letters back; 0 are there" in tool("put-back", str(path))
+        assert "would put 1 dead letter back; 0 are already there" in tool("put-back", str(path))
         assert box.count() == 0
-        assert "1 letters are back, 0 were there" in tool("put-back", str(path), "--execute")
-        assert "0 letters are back, 1 were there" in tool("put-back", str(path), "--execute")
+        assert "1 dead letter put back, 0 were already there" in tool("put-back", str(path), "--execute")
+        assert "0 dead letters put back, 1 were already there" in tool("put-back", str(path), "--execute")
         tool("replay", "--execute")
         wait_until(lambda: app.backend.store.archive.result(failed.id).status == "SUCCESS")
         tool("put-back", str(path), "--execute")
         # From the file once more: it was replayed.
-        assert "was replayed at" in tool("replay", "--execute", code=1)
+        assert "was already replayed at" in tool("replay", "--execute", code=1)
 
 
 def test_rabbitmq_is_away(app, box, keeping_worker, shell, tmp_path):
@@ -499,7 +499,7 @@ def test_there_is_no_room_for_letters(app, box, worker_class, shell, tmp_path, m
                     connection.Producer(auto_declare=False).publish(
                         b"[broken", exchange="", routing_key=queue, headers=headers, content_type="application/json"
                     )
-            wait_until(lambda: worker.log.read_text().count("has to stay in Redis") >= 3)
+            wait_until(lambda: worker.log.read_text().count("it stays in Redis") >= 3)
             assert redis_of(app).llen(queue) == 0
             assert redis_of(app).hlen("unacked") == 3
         finally:

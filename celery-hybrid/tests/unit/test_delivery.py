@@ -105,14 +105,14 @@ def test_what_an_earlier_run_has_left_is_named(delivery: Delivery, caplog: pytes
     assert delivery.outbox is not None
     delivery.outbox.add(RECORDS[delivery.what], None)
     delivery.serve()
-    assert caplog.messages == [f"1 {delivery.what} of an earlier run wait in the outbox {delivery.outbox.path}."]
+    assert caplog.messages == [f"The outbox {delivery.outbox.path} holds 1 {delivery.what[:-1]} of an earlier run."]
 
 
 @pytest.mark.parametrize(
     ("what", "consequence"),
     [
-        (RESULTS, "Tasks will wait whenever RabbitMQ does not take their results."),
-        (DEAD_LETTERS, "Tasks that fail will stay in Redis whenever RabbitMQ does not take their dead letters."),
+        (RESULTS, "Tasks will block whenever RabbitMQ does not accept their results."),
+        (DEAD_LETTERS, "Failed tasks will stay in Redis whenever RabbitMQ does not accept their dead letters."),
     ],
 )
 def test_outbox_that_cannot_be_used_is_told_with_its_consequence(
@@ -165,9 +165,9 @@ def test_dead_letter_that_cannot_be_stored_is_never_called_a_result(
     said = [*caplog.messages, str(told.value)]
     assert not [text for text in said if "result" in text.lower()]
     assert any(text.startswith("Dead letters go to the outbox") for text in said)
-    assert any("1 dead letters of an earlier run wait" in text for text in said)
+    assert any("holds 1 dead letter of an earlier run" in text for text in said)
     assert any(text.startswith("The dead letter of id can never be stored: storing a dead letter") for text in said)
-    assert "holds 1 dead letters" in str(told.value)
+    assert "holds 1 dead letter, " in str(told.value)
     state = store.state()
     assert (state["outbox"]["refused"], state["dead_letters"]["refused"]) == (0, 1)
-    assert "0 results (0 bytes) in the outbox; 1 dead letters refused for good" in described(state)
+    assert "0 results (0 bytes) in the outbox; 1 dead letter refused for good" in described(state)

@@ -196,7 +196,7 @@ def test_a_file_that_is_deleted_or_replaced_is_left_and_its_loss_is_named(
     if replacement is not None:
         path.write_bytes(replacement)
     outbox.add(record("c"), None)
-    assert "It held 2 results that RabbitMQ had not taken." in caplog.text
+    assert "It held 2 results that RabbitMQ had not accepted." in caplog.text
     # Every process uses what is there now.
     assert [waiting.record.id for waiting in other.oldest(5)] == ["c"]
     assert [waiting.record.id for waiting in Outbox(path, 10, 1 << 20).oldest(5)] == ["c"]

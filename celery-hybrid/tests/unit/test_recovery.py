@@ -38,7 +38,7 @@ def test_what_is_no_message_is_refused_with_its_line(tmp_path: Path, change: dic
     line = Purged("p", 1, "q", "q", b"x").line()
     path = tmp_path / "file"
     path.write_text(line + json.dumps({**json.loads(line), **change}) + "\n")
-    with pytest.raises(RecoveryError, match="line 2, is no message of a purge"):
+    with pytest.raises(RecoveryError, match="line 2, is not a message of a purge"):
         read(path)
 
 

@@ -105,7 +105,7 @@ def test_a_node_that_does_not(changes: dict[str, Any], sentence: str) -> None:
 
 def test_a_backlog_of_its_own_queues_is_as_good_a_proof() -> None:
     told, problems = subject.run(App(state="", total=5, active_tasks=2), ["a@h"], 5)
-    assert (told, problems) == (["a@h has run 3 tasks of its queues"], [])
+    assert (told, problems) == (["a@h has run 3 tasks from its queues"], [])
 
 
 def test_a_task_of_the_application_may_return_what_it_likes() -> None:

@@ -133,7 +133,7 @@ def test_a_loop_that_hangs_is_not(clock, requests):
     clock.now += 59
     assert health.problem() == ""
     clock.now += 2
-    assert health.problem() == "the consumer has not come round for 61 s"
+    assert health.problem() == "the consumer has not made progress for 61 s"
 
 
 def test_attempts_to_reach_the_broker_count_as_progress(clock, requests):
@@ -154,7 +154,7 @@ def test_the_solo_pool_is_alive_while_it_runs_a_task(clock, requests):
     clock.now += 500
     assert health.problem() == ""
     requests.active.clear()
-    assert "not come round" in health.problem()
+    assert "not made progress" in health.problem()
 
 
 def looked_at(health, consumer, clock, seconds):
@@ -170,7 +170,7 @@ def test_a_pool_that_does_not_begin_is_stuck(clock, requests):
     health = systemd.WorkerHealth(consumer, clock=clock)
     requests.reserved.add(Request("a"))
     assert looked_at(health, consumer, clock, 50) == ""
-    assert "has not begun a task" in looked_at(health, consumer, clock, 20)
+    assert "has not started a task" in looked_at(health, consumer, clock, 20)
 
 
 @pytest.mark.parametrize("why", ["busy", "not handed"])
@@ -245,8 +245,8 @@ def test_beat(clock):
     assert scheduler.tick() == 5
     assert health.problem() == ""
     clock.now += 361
-    assert "not looked at its schedule for 361 s" in health.problem()
-    assert health.status() == "1 periodic tasks"
+    assert "not checked its schedule for 361 s" in health.problem()
+    assert health.status() == "1 periodic task"
 
 
 def test_beat_that_waits_for_the_lock_of_another_is_not_stuck(clock):
@@ -258,7 +258,7 @@ def test_beat_that_waits_for_the_lock_of_another_is_not_stuck(clock):
     scheduler.tick()
     assert health.problem() == ""
     clock.now += 361
-    assert "not looked at its schedule for 361 s" in health.problem()
+    assert "not checked its schedule for 361 s" in health.problem()
 
 
 def test_beat_whose_scheduler_keeps_no_list_has_a_status(clock):

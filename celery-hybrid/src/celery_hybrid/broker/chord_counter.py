@@ -447,7 +447,7 @@ class RedisCounter:
             left -= 1
             logger.log(
                 logging.WARNING if pause == _FIRST_PAUSE else logging.DEBUG,
-                *("A chord waits for Redis, and will ask again: %r", error),
+                *("Redis does not answer about a chord; trying again: %r", error),
             )
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)

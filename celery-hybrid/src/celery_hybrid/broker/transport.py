@@ -110,10 +110,10 @@ def _remedy(error: ResponseError) -> str:
     if "WRONGTYPE" in text:
         return "Rename or delete that key, which is not Celery's."
     if isinstance(error, NoPermissionError) or "can't run this command" in text or "ACL failure" in text:
-        return "Give the worker's user of Redis the rights of the role 'redis'."
+        return "Give the worker's Redis user the rights that the 'redis' role declares."
     if isinstance(error, OutOfMemoryError):
         return "Redis has reached maxmemory."
-    return "It is asked again every few seconds."
+    return "Retrying every few seconds."
 
 
 class QoS(stock.QoS):
@@ -245,7 +245,7 @@ class Poller(stock.MultiChannelPoller):
                     channel._check()
                 except (*channel.connection_errors, ResponseError):
                     # The connection that waits for messages sees it too, and reports it.
-                    logger.debug("Could not restore messages, will try again", exc_info=True)
+                    logger.debug("Could not restore unacknowledged messages; trying again", exc_info=True)
                 return
 
     def forget(self, loop: Any, connection: Any) -> None:
@@ -473,7 +473,9 @@ class Channel(stock.Channel):
             with self.conn_or_acquire() as client:
                 self._return_unanswered(client)
         except ResponseError as error:
-            logger.warning("What was taken while the connection broke comes after the visibility timeout: %s", error)
+            logger.warning(
+                "Messages that were taken while the connection broke come back after the visibility timeout: %s", error
+            )
 
     def _on_change(self, _push: Any) -> None:
         self._woken = True
@@ -611,7 +613,7 @@ class Channel(stock.Channel):
         """Ask again after a while."""
         if monotonic() - self._refused > _CHECK_SECONDS:
             self._refused = monotonic()
-            logger.error("Redis hands out no messages for now: %s. %s", error, _remedy(error))
+            logger.error("Redis refuses commands, so no messages are taken; retrying: %s. %s", error, _remedy(error))
         self._next, self._rests = "take", True
         self._in_poll, self._idle_since = connection, monotonic()
 
@@ -687,7 +689,7 @@ class Channel(stock.Channel):
                 message.run, message.leased = run, self._asked_lease
                 callback = self.connection._callbacks.get(queue)
                 if callback is None:
-                    logger.warning("Queue %s has no consumer any more; its message goes back", queue)
+                    logger.warning("Queue %s has no consumer any more; requeueing its message", queue)
                     self._give_back(message.delivery_tag, leftmost=True)
                 else:
                     callback(message)
@@ -698,7 +700,7 @@ class Channel(stock.Channel):
 
     def _message(self, queue: str, name: str, text: bytes, acknowledged: bool) -> Any:
         """Return the message, or None when the element was none and is set aside."""
-        reason = "is no message of Celery: no delivery tag"
+        reason = "is not a Celery message: it has no delivery tag"
         acknowledged = acknowledged and self.ack_emulation
         if name:
             try:
@@ -707,7 +709,7 @@ class Channel(stock.Channel):
                 payload["properties"]["delivery_tag"] = name
                 message = self.Message(payload, channel=self)
                 if not isinstance(message.delivery_info, dict) or not isinstance(message.headers, dict):
-                    raise TypeError("headers or delivery_info are no mappings")
+                    raise TypeError("has headers or delivery_info that are not mappings")
             except Exception as error:
                 reason = f"cannot be decoded: {type(error).__name__}: {error}".replace("\n", " ")
                 with self.conn_or_acquire() as client:
@@ -766,7 +768,7 @@ class Channel(stock.Channel):
         try:
             return int(super()._size(queue))
         except ResponseError as error:
-            logger.error("The size of queue %s is not known: %s. %s", queue, error, _remedy(error))
+            logger.error("Cannot read the size of queue %s: %s. %s", queue, error, _remedy(error))
             return 0
 
     def _renew_queue(self, client: Any, queue: str) -> None:
@@ -829,7 +831,9 @@ class Channel(stock.Channel):
             try:
                 self.qos.restore_by_tag(name, leftmost=leftmost)
             except (*self.connection_errors, ResponseError):
-                logger.warning("Could not give message %s back; its visibility timeout will", name, exc_info=True)
+                logger.warning(
+                    "Could not requeue message %s; it comes back after the visibility timeout", name, exc_info=True
+                )
 
     def _put_back(self, client: Any, found: Iterable[tuple[str, Any]], leftmost: bool = False) -> int:
         """Move messages from ``unacked`` to where they belong, unless their claims are lost or were renewed.
@@ -923,7 +927,7 @@ class Channel(stock.Channel):
                     if not hook(text, loads(queue), reason.decode()):
                         return
                 except Exception:
-                    logger.exception("Could not hand over an element that is no message; it stays in Redis")
+                    logger.exception("Could not dead-letter an element that is not a message; it stays in Redis")
                     return
                 client.execute_command("LREM", self.global_keyprefix + self.undecodable_key, -1, element)
 

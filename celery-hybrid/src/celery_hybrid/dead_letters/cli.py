@@ -42,7 +42,7 @@ from celery_hybrid.rabbitmq import urls
 from celery_hybrid.rabbitmq.confirms import ConfirmedChannel
 from celery_hybrid.rabbitmq.connection import Servers, await_end, discard, farewell, translated
 from celery_hybrid.rabbitmq.options import SETTING, Options
-from celery_hybrid.terminal import printable
+from celery_hybrid.terminal import counted, printable
 
 _SPAN = re.compile(r"(\d+)([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -204,11 +204,11 @@ def _filtered(command: Callable[..., Any]) -> Callable[..., Any]:
         click.argument("ids", nargs=-1, metavar="[ID]..."),
         click.option("--reason", multiple=True, help=f"One of {', '.join(REASONS)}, or another; can be repeated."),
         click.option("--task", help="Name of the task; ends with * for a beginning."),
-        click.option("--from-queue", help="The queue that it came from."),
+        click.option("--from-queue", help="The queue that the task came from."),
         click.option("--worker", help="Name of the worker."),
-        click.option("--older", callback=_span, help="Put away longer ago than 30m, 12h or 7d."),
-        click.option("--newer", callback=_span, help="Put away within the last 30m, 12h or 7d."),
-        click.option("--limit", type=click.IntRange(1), help="Only so many, the oldest first."),
+        click.option("--older", callback=_span, help="Dead-lettered longer ago than this: 30m, 12h or 7d."),
+        click.option("--newer", callback=_span, help="Dead-lettered within this time: 30m, 12h or 7d."),
+        click.option("--limit", type=click.IntRange(1), help="At most this many, oldest first."),
     )
     for option in reversed(options):
         command = option(command)
@@ -267,7 +267,7 @@ def _password(user: str) -> str:
 
 
 @click.group(name="dead-letters")
-@click.option("--user", help="Log in as this one; the password is asked for, or read from standard input.")
+@click.option("--user", help="RabbitMQ user to log in as. The password is prompted for, or read from standard input.")
 @click.option(
     "--url",
     envvar="CELERY_DEAD_LETTERS_URL",
@@ -276,16 +276,16 @@ def _password(user: str) -> str:
 @click.pass_context
 @handle_preload_options  # type: ignore[untyped-decorator]
 def dead_letters(context: click.Context, url: str | None, user: str | None) -> None:
-    """List, show, replay and discard tasks that workers have put away."""
+    """List, show, replay and discard dead letters."""
     context.find_root().meta[__name__] = url, user
 
 
 @dead_letters.command("list")
 @_filtered
-@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON, one letter a line.")
+@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON, one dead letter per line.")
 @click.pass_context
 def listed(context: click.Context, /, as_json: bool, **wanted: Any) -> None:
-    """List letters, and count them by their reason."""
+    """List dead letters, and count them by reason."""
     counts: Counter[str] = Counter()
     with _queue(context) as letters:
         for entry in chosen(letters.entries(), wanted):
@@ -316,16 +316,16 @@ def show(context: click.Context, letter_id: str) -> None:
 
 @dead_letters.command()
 @_filtered
-@click.option("--execute", is_flag=True, help="Do it; without this it is only said.")
+@click.option("--execute", is_flag=True, help="Do it. Without this option, only show what would be done.")
 @click.option("--queue", help="Send to this queue, not the original one.")
 @click.option("--new-id", is_flag=True, help="Give the tasks new ids. Otherwise their results replace the failures.")
-@click.option("--rate", type=click.FloatRange(0, min_open=True), default=10.0, help="Letters a second.")
-@click.option("--again", is_flag=True, help="Also those that have been replayed before.")
+@click.option("--rate", type=click.FloatRange(0, min_open=True), default=10.0, help="Dead letters per second.")
+@click.option("--again", is_flag=True, help="Also replay those that were replayed before.")
 @click.pass_context
 def replay(
     context: click.Context, /, execute: bool, queue: str | None, new_id: bool, rate: float, again: bool, **wanted: Any
 ) -> None:
-    """Send tasks again, as they were; remove their letters when Redis has them."""
+    """Send tasks again, as they were; remove their dead letters when Redis has them."""
     counts: Counter[str] = Counter()
     with _queue(context) as letters, context.obj.app.connection_for_write() as connection:
         channel = connection.default_channel
@@ -333,7 +333,7 @@ def replay(
             letter = entry.letter
             if letter is None or not (letter.headers or letter.properties):
                 counts["no task's"] += 1
-                click.echo(f"{printable(entry.id)} is not a message of a task; it can only be discarded.")
+                click.echo(f"{printable(entry.id)} is not a task message; it can only be discarded.")
                 continue
             target = queue or (letter.routing_key if letter.reason == UNROUTABLE else letter.queue)
             if not execute:
@@ -352,7 +352,7 @@ def replay(
                     continue
                 counts["refused"] += 1
                 click.echo(
-                    f"{printable(entry.id)} was replayed at {exc} before, and stays here. Send it once more with "
+                    f"{printable(entry.id)} was already replayed at {exc}; left in the queue. Send it again with "
                     "--again, or discard it.",
                     err=True,
                 )
@@ -363,7 +363,7 @@ def replay(
             time.sleep(1 / rate)
     click.echo(", ".join(f"{count} {what}" for what, count in counts.items()) or "No dead letters.")
     if not execute and counts:
-        click.echo("Nothing was sent; --execute does it.")
+        click.echo("Nothing was sent. Repeat with --execute to send.")
     if counts["refused"]:
         raise click.exceptions.Exit(1)
 
@@ -371,10 +371,10 @@ def replay(
 @dead_letters.command("discard")
 @_filtered
 @click.option("--to", "path", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The file.")
-@click.option("--execute", is_flag=True, help="Do it; without this it is only said.")
+@click.option("--execute", is_flag=True, help="Do it. Without this option, only show what would be done.")
 @click.pass_context
 def discarded(context: click.Context, /, path: Path, execute: bool, **wanted: Any) -> None:
-    """Move letters into a file, one a line; put-back brings them back."""
+    """Move dead letters to a file, one per line; put-back brings them back."""
     count = 0
     # An id can be used again, by another task.
     known = {_content(each) for each in _read(path)} if path.exists() else set()
@@ -399,28 +399,29 @@ def discarded(context: click.Context, /, path: Path, execute: bool, **wanted: An
                 os.fsync(file.fileno())
                 known.add(content)
             letters.remove(entry)
-    click.echo(f"{count} letters {'are' if execute else 'would be'} in {path}.")
+    click.echo(f"{counted(count, 'dead letters')} {'moved' if execute else 'would be moved'} to {path}.")
     if not execute and count:
-        click.echo("Nothing was moved; --execute does it.")
+        click.echo("Nothing was moved. Repeat with --execute to move.")
 
 
 @dead_letters.command("put-back")
 @click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--execute", is_flag=True, help="Do it; without this it is only said.")
+@click.option("--execute", is_flag=True, help="Do it. Without this option, only show what would be done.")
 @click.pass_context
 def put_back(context: click.Context, path: Path, execute: bool) -> None:
-    """Bring the letters of a file back, except those that are there already."""
+    """Put the dead letters of a file back, except those that are already there."""
     given = _read(path)
     with _queue(context) as letters:
         there = {_content(entry.dump()) for entry in letters.entries()}
         missing = [each for each in given if _content(each) not in there]
+        words, rest = counted(len(missing), "dead letters"), len(given) - len(missing)
         if not execute:
-            click.echo(f"would put {len(missing)} letters back; {len(given) - len(missing)} are there.")
-            click.echo("Nothing was put back; --execute does it.")
+            click.echo(f"would put {words} back; {rest} are already there.")
+            click.echo("Nothing was put back. Repeat with --execute to put them back.")
             return
         for each in missing:
             letters.put(each)
-    click.echo(f"{len(missing)} letters are back, {len(given) - len(missing)} were there. {path} is as it was.")
+    click.echo(f"{words} put back, {rest} were already there. {path} is unchanged.")
 
 
 def _shown(value: Any) -> str:
@@ -469,7 +470,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
             each = json.loads(line)
             found.append({name: each[name] for name in ("id", "routing_key", "properties", "headers", "body")})
         except (ValueError, KeyError, TypeError) as exc:
-            raise click.ClickException(f"{path}, line {number}, is no dead letter.") from exc
+            raise click.ClickException(f"{path}, line {number}, is not a dead letter.") from exc
     return found
 
 

@@ -50,14 +50,12 @@ class DeadLetters:
         try:
             self._app.backend.store.keep(letter.to_record())
         except Exception as exc:
-            logger.critical(
-                "The %s has to stay in Redis, because it cannot be kept as a dead letter (%s): %s", *_of(letter), exc
-            )
+            logger.critical("Could not dead-letter the %s; it stays in Redis (%s): %s", *_of(letter), exc)
             return False
         self.counts[letter.reason] += 1
         logger.log(
             logging.WARNING if letter.reason in _LOGGED else logging.ERROR,
-            "The %s is a dead letter now: %s. %s",
+            "Dead-lettered the %s: %s. %s",
             *(_of(letter)[0], REASONS[letter.reason], printable(letter.exception)),
         )
         return True
@@ -65,4 +63,4 @@ class DeadLetters:
 
 def _of(letter: DeadLetter) -> tuple[str, str]:
     name, task_id, queue = (printable(text) for text in (letter.task, letter.task_id, letter.queue))
-    return f"task {name or '(no name)'}[{task_id or 'no id'}] of the queue {queue}", REASONS[letter.reason]
+    return f"task {name or '(no name)'}[{task_id or 'no id'}] of queue {queue}", REASONS[letter.reason]

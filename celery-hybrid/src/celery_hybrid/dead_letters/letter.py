@@ -35,11 +35,11 @@ REASONS = {
     UNDECODABLE: "its body cannot be decoded",
     REFUSED: "its content type is not accepted",
     UNKNOWN: "no such task is registered",
-    MALFORMED: "it is not a task's message",
-    ETA: "its ETA or expiry is no time",
+    MALFORMED: "it is not a task message",
+    ETA: "its ETA or expiry is not a valid time",
     LOST: "its process died, or ran out of memory",
-    TIME_LIMIT: "it ran into its hard time limit",
-    UNROUTABLE: "no queue takes it",
+    TIME_LIMIT: "it exceeded its hard time limit",
+    UNROUTABLE: "no queue is bound for it",
     REVOKED: "it was revoked",
 }
 #: Headers of a task's message: how often it was lost and sent again, and how often it was replayed.

@@ -13,6 +13,7 @@ from celery_hybrid.processes import is_pool_child, runs_tasks
 from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.publisher import Publisher
 from celery_hybrid.rabbitmq.records import Record
+from celery_hybrid.terminal import counted
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +21,8 @@ RESULTS, DEAD_LETTERS = "results", "dead letters"
 
 #: What follows when the outbox cannot be used.
 _CONSEQUENCES = {
-    RESULTS: "Tasks will wait whenever RabbitMQ does not take their results.",
-    DEAD_LETTERS: "Tasks that fail will stay in Redis whenever RabbitMQ does not take their dead letters.",
+    RESULTS: "Tasks will block whenever RabbitMQ does not accept their results.",
+    DEAD_LETTERS: "Failed tasks will stay in Redis whenever RabbitMQ does not accept their dead letters.",
 }
 
 
@@ -93,7 +94,7 @@ class Delivery:
             logger.error("%s. %s", exc, _CONSEQUENCES[self.what])
             return
         if waiting:
-            logger.warning("%d %s of an earlier run wait in the outbox %s.", waiting, self.what, self.outbox.path)
+            logger.warning("The outbox %s holds %s of an earlier run.", self.outbox.path, counted(waiting, self.what))
         self.relay.start()
 
     @property

@@ -24,6 +24,7 @@ from pathlib import Path
 from celery_hybrid.delivery.progress import DeliveryProgress
 from celery_hybrid.errors import OutboxError
 from celery_hybrid.rabbitmq.records import Record
+from celery_hybrid.terminal import counted
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +183,9 @@ class Outbox:
             if behind and not count:
                 raise NobodyWaitsError(f"the outbox {self.path} is empty")
             if count and (count + 1 > self._max_records * share or size + record.size > self._max_bytes * share):
-                raise FullError(f"the outbox {self.path} is full: it holds {count} {self.what}, {size} bytes")
+                raise FullError(
+                    f"the outbox {self.path} is full: it holds {counted(count, self.what)}, {counted(size, 'bytes')}"
+                )
             _insert(database, None, record, reply_to)
 
     def oldest(self, limit: int, size: int | None = None) -> list[Waiting]:
@@ -370,7 +373,7 @@ class Outbox:
         with contextlib.suppress(sqlite3.Error):
             (held,) = self._database.execute("SELECT count(*) FROM records").fetchone()
         logger.error(
-            "The outbox %s was deleted or replaced while it was in use. It held %s %s that RabbitMQ had not taken. "
+            "The outbox %s was deleted or replaced while it was in use. It held %s %s that RabbitMQ had not accepted. "
             "They are lost unless that file is brought back; stop the workers for it. What is at that path now is "
             "used.",
             *(self.path, held, self.what),

@@ -14,6 +14,7 @@ from celery_hybrid.delivery.outbox import Outbox, Waiting
 from celery_hybrid.errors import OutboxError, RecordTooLargeError, TopologyError
 from celery_hybrid.rabbitmq.publisher import Publisher
 from celery_hybrid.rabbitmq.records import DEAD_LETTER, superseded
+from celery_hybrid.terminal import counted
 
 logger = logging.getLogger(__name__)
 
@@ -86,10 +87,10 @@ class Relay:
                     self.state, self.failure = CLOSED, None
             except OutboxError as exc:
                 self.failure = exc
-                self._complain("The %s in the outbox cannot be delivered: %s", self._what, exc)
+                self._complain("Cannot deliver the %s in the outbox: %s", self._what, exc)
             except Exception as exc:
                 self.failure = exc
-                logger.exception("The relay of the outbox of %s failed, and begins again.", self._what)
+                logger.exception("The relay of the outbox of %s failed; restarting it.", self._what)
             self._stopping.wait(_IDLE_PAUSE)
 
     def empty(self) -> int | None:
@@ -148,8 +149,8 @@ class Relay:
                 reported = time.monotonic()
                 depth = self._outbox.depth()
                 logger.warning(
-                    "%d %s (%d bytes) wait in the outbox %s until RabbitMQ takes them. %s",
-                    *(depth.count, self._what, depth.size, self._outbox.path, failure),
+                    "The outbox %s holds %s (%s) until RabbitMQ accepts them: %s",
+                    *(self._outbox.path, counted(depth.count, self._what), counted(depth.size, "bytes"), failure),
                 )
             failing = True
             # Spread, so that not all hosts come back in the same moment.
@@ -165,7 +166,7 @@ class Relay:
         if delivered:
             seconds = time.monotonic() - begun
             logger.info(
-                "RabbitMQ takes %s again: %d were delivered from the outbox in %.1f s.",
+                "RabbitMQ accepts %s again: delivered %d from the outbox in %.1f s.",
                 *(self._what, delivered, seconds),
             )
         with contextlib.suppress(OutboxError):
@@ -179,8 +180,8 @@ class Relay:
             self._outbox.remember(last)
             self.failure = exc
             self._complain(
-                "%s were delivered and cannot be removed from the outbox. They are not delivered again, and others do "
-                "not wait for them; make room on that file system. %s",
+                "%s were delivered and cannot be removed from the outbox. They will not be delivered again and do not "
+                "block others; free space on that file system. %s",
                 *(self._what.capitalize(), exc),
             )
             return False
@@ -257,7 +258,7 @@ class Relay:
         record, reason = waiting.record, str(exc) or type(exc).__name__
         logger.critical(
             "The %s of %s can never be stored: %s It is set aside in %s; 'celery tasks refused' shows it, "
-            "tries it again or takes it out.",
+            "tries it again or removes it.",
             *(record.kind.replace("-", " "), record.id, reason, self._outbox.path),
         )
         self._outbox.set_aside(waiting.seq, reason, failure_instead(record, reason))

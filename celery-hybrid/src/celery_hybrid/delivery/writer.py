@@ -63,7 +63,7 @@ class Writer:
             if not behind and failure is None:
                 self._told = False
                 return
-            reason = str(failure) if failure else "Others wait there already."
+            reason = str(failure) if failure else "The outbox already holds earlier ones."
             try:
                 self._outbox.add(record, reply_to, reserve=loop, behind=behind)
             except NobodyWaitsError:
@@ -80,7 +80,7 @@ class Writer:
                 if not behind or self._publish(record, reply_to, patience):
                     self._give_up(record, reason, full)
                 return
-            self._complain("This process waits: RabbitMQ does not take %s (%s) and %s.", self._what, reason, full)
+            self._complain("This process blocks: RabbitMQ does not accept %s (%s) and %s.", self._what, reason, full)
             time.sleep(_FULL_PAUSE)
 
     def _publish(self, record: Record, reply_to: str | None, patience: float) -> ResultStoreError | None:
@@ -98,7 +98,7 @@ class Writer:
         if record.kind == DEAD_LETTER:
             raise full
         logger.critical(
-            "The %s of %s is lost: RabbitMQ does not take it (%s) and %s.", record.kind, record.id, reason, full
+            "The %s of %s is lost: RabbitMQ does not accept it (%s) and %s.", record.kind, record.id, reason, full
         )
 
     def _waiting(self) -> bool:
@@ -112,7 +112,7 @@ class Writer:
         if not self._told:
             self._told = True
             what, path = self._what.capitalize(), self._outbox.path
-            logger.log(level, "%s go to the outbox %s until RabbitMQ takes them. %s", what, path, reason)
+            logger.log(level, "%s go to the outbox %s until RabbitMQ accepts them. %s", what, path, reason)
 
     def _drop(self, record: Record) -> bool:
         """Make room for a record; return whether that helped. A full disk has none to give."""

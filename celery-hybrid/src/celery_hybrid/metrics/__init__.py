@@ -74,5 +74,5 @@ def _part(name: str) -> Any:
     except ModuleNotFoundError as exc:
         if exc.name != "prometheus_client":
             raise
-        logger.error("There are no metrics: prometheus_client is missing. Install celery-hybrid[metrics].")
+        logger.error("No metrics are served: prometheus_client is missing. Install celery-hybrid[metrics].")
         return None

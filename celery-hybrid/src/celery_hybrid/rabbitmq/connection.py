@@ -192,7 +192,7 @@ class Link:
         """
         if not self._lock.acquire(timeout=max(0.0, timeout)):
             raise ResultStoreUnreachableError(
-                f"RabbitMQ does not answer: other threads have waited for it for more than {timeout:.1f} s."
+                f"RabbitMQ does not answer: other threads have been waiting for more than {timeout:.1f} s."
             )
         try:
             yield
@@ -422,7 +422,7 @@ def translated(doing: str) -> Iterator[None]:
     except ssl.SSLCertVerificationError as exc:
         raise ResultStoreError(
             f"{doing}: its certificate is not accepted: {exc.verify_message}. Check the host in result_backend, and "
-            "ca_certs, which names the authority that signed it."
+            "ca_certs, which names the CA that signed it."
         ) from exc
     except ssl.SSLError as exc:
         raise ResultStoreUnreachableError(f"{doing}: TLS failed: {exc.reason or exc}.") from exc

@@ -177,7 +177,7 @@ class Publisher:
         if not taken:
             raise TopologyError(
                 f"storing {parcel.what}: RabbitMQ has nothing bound to the exchange {parcel.exchange} with the key "
-                f"{parcel.key}. Run the rabbitmq role of celeryops.hybrid against it; it repairs what is missing."
+                f"{parcel.key}. Run the rabbitmq role of celeryops.hybrid against it; it declares what is missing."
             )
 
     @property

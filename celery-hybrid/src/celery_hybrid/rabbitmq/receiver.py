@@ -90,7 +90,7 @@ class Receiver:
                 self._leave(channel)
                 farewell(connection)
         except Exception as exc:
-            logger.debug("The connection for %s ends without a word: %s", self._purpose, exc)
+            logger.debug("The connection for %s was not closed in order: %s", self._purpose, exc)
             return
         thread.join(0.5)
 
@@ -119,7 +119,7 @@ class Receiver:
                 if not self._stopping.is_set():
                     self._lost(exc)
             except Exception:
-                logger.exception("The receiver of %s failed, and begins again.", self._purpose)
+                logger.exception("The receiver of %s failed; restarting it.", self._purpose)
             finally:
                 self._listening.clear()
                 self._attempted.set()

@@ -23,9 +23,9 @@ from celery_hybrid.delivery.outbox import Outbox, Refused
 from celery_hybrid.errors import HybridError
 from celery_hybrid.files import sync_folder_of
 from celery_hybrid.recovery.tasks import InHand, TaskRecovery, held_by_workers, read
-from celery_hybrid.terminal import printable
+from celery_hybrid.terminal import counted, printable
 
-_execute = click.option("--execute", is_flag=True, help="Do it; without this it is only said.")
+_execute = click.option("--execute", is_flag=True, help="Do it. Without this option, only show what would be done.")
 _timeout = click.option("-t", "--timeout", type=float, default=2.0, help="Seconds to wait for the workers.")
 _file = click.Path(dir_okay=False, path_type=Path)
 
@@ -79,28 +79,28 @@ def listed(context: click.Context, queues: tuple[str, ...], timeout: float, as_j
         click.echo(json.dumps(told))
         return
     for name, count in waiting.items():
-        click.echo(f"queue {name}: {count} wait")
+        click.echo(f"queue {name}: {count} waiting")
     for name, (its, left) in begun.items():
         click.echo(
             f"queue {name}: a purge into {its.path} on {its.host} was interrupted, {left} of its messages are in "
-            "Redis. Give that command again, there."
+            "Redis. Repeat that command on that host."
         )
     for name, count in aside.items():
-        click.echo(f"{name}: {count} elements were set aside")
-    click.echo(f"in hand: {len(in_hand)}; workers that answer: {', '.join(nodes) or 'none'}")
+        click.echo(f"{name}: {counted(count, 'elements')} set aside")
+    click.echo(f"unacknowledged: {len(in_hand)}; workers that answer: {', '.join(nodes) or 'none'}")
     for each in in_hand:
         click.echo(_line(each))
     for delivery, outbox, depth in outboxes:
         if depth.count or depth.refused:
-            waiting_there = f"{depth.count} {delivery.what} wait{_since(depth.oldest)}"
-            click.echo(f"{outbox.path}: {waiting_there}, {depth.refused} are refused")
+            waiting_there = f"{counted(depth.count, delivery.what)} waiting{_since(depth.oldest)}"
+            click.echo(f"{outbox.path}: {waiting_there}, {depth.refused} refused")
 
 
 @tasks.command()
 @click.argument("queue")
-@click.option("--to", "path", type=_file, required=True, help="The file: a new one, or that of an interrupted purge.")
+@click.option("--to", "path", type=_file, required=True, help="A new file, or the one of an interrupted purge.")
 @_execute
-@click.option("--take-over", is_flag=True, help="Go on with an interrupted purge, whose file is lost.")
+@click.option("--take-over", is_flag=True, help="Continue an interrupted purge whose file is lost.")
 @click.pass_context
 def purge(context: click.Context, queue: str, path: Path, execute: bool, take_over: bool) -> None:
     """Move all that waits in a queue into a file, one a line; put-back brings it back."""
@@ -108,20 +108,20 @@ def purge(context: click.Context, queue: str, path: Path, execute: bool, take_ov
         if not execute:
             for name, count in found.waiting(queue).items():
                 if count:
-                    click.echo(f"would move {count} messages of {name!r}")
+                    click.echo(f"would move {counted(count, 'messages')} of {name!r}")
             begun = found.begun(queue)
             if begun:
-                click.echo(f"would go on with the purge into {begun[0].path} on {begun[0].host}: {begun[1]} messages")
-            click.echo("Nothing was moved; --execute does it.")
+                click.echo(f"would continue the purge into {begun[0].path} on {begun[0].host}: {begun[1]} messages")
+            click.echo("Nothing was moved. Repeat with --execute to move.")
             return
         count = found.purge(queue, path, take_over)
-    click.echo(f"{count} messages of the queue {queue} are in {path}.")
+    click.echo(f"{counted(count, 'messages')} of queue {queue} moved to {path}.")
 
 
 @tasks.command("put-back")
 @click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @_execute
-@click.option("--again", is_flag=True, help="Also those that were put back before.")
+@click.option("--again", is_flag=True, help="Also put back those that were put back before.")
 @click.pass_context
 def put_back(context: click.Context, path: Path, execute: bool, again: bool) -> None:
     """Put the messages of a file back where they were, each once."""
@@ -129,15 +129,17 @@ def put_back(context: click.Context, path: Path, execute: bool, again: bool) -> 
         entries = read(path)
         if not execute:
             known = 0 if again else found.were_put_back(entries)
-            click.echo(f"would put {len(entries) - known} messages back; {known} were put back before.")
-            click.echo("Nothing was put back; --execute does it.")
+            click.echo(f"would put {counted(len(entries) - known, 'messages')} back; {known} were put back before.")
+            click.echo("Nothing was put back. Repeat with --execute to put them back.")
             return
         count = found.put_back(entries, again)
-    click.echo(f"{count} messages are back, {len(entries) - count} were put back before. {path} is as it was.")
+    click.echo(
+        f"{counted(count, 'messages')} put back, {len(entries) - count} were put back before. {path} is unchanged."
+    )
 
 
 @tasks.command()
-@click.option("--gone", is_flag=True, help="The workers that do not answer are dead: also what only they can have.")
+@click.option("--gone", is_flag=True, help="Treat workers that do not answer as dead, and recover theirs too.")
 @_execute
 @_timeout
 @click.pass_context
@@ -156,14 +158,14 @@ def recover(context: click.Context, gone: bool, execute: bool, timeout: float) -
         if not execute:
             for each in stuck:
                 click.echo(f"would put back {_line(each)}")
-            click.echo(f"{len(stuck)} of {len(in_hand)} in hand are stuck.")
+            click.echo(f"{len(stuck)} of {len(in_hand)} unacknowledged are stuck.")
             if stuck:
-                click.echo("Nothing was put back; --execute does it.")
+                click.echo("Nothing was put back. Repeat with --execute to put them back.")
             return
         for each, moved in found.recover(stuck):
             count += moved
             click.echo(f"{'put back' if moved else 'no longer there, or set aside:'} {_line(each)}")
-    click.echo(f"{count} of {len(in_hand)} in hand are back in their queues.")
+    click.echo(f"{count} of {len(in_hand)} unacknowledged are back in their queues.")
 
 
 @tasks.command()
@@ -175,30 +177,31 @@ def deliver(context: click.Context, execute: bool) -> None:
     for delivery, outbox, depth in _outboxes(context.obj.app):
         what = delivery.what
         if depth.refused:
-            click.echo(f"{outbox.path}: {depth.refused} {what} are set aside; 'celery tasks refused' shows why.")
+            click.echo(f"{outbox.path}: {counted(depth.refused, what)} set aside; 'celery tasks refused' shows why.")
         if not depth.count:
             continue
         nothing = False
         if not execute:
-            click.echo(f"would deliver {depth.count} {what} of {outbox.path}{_since(depth.oldest)}")
+            click.echo(f"would deliver {counted(depth.count, what)} of {outbox.path}{_since(depth.oldest)}")
             continue
         assert delivery.relay is not None  # noqa: S101 - there is an outbox
         try:
             count = delivery.relay.empty()
         except HybridError as exc:
             raise click.ClickException(
-                f"{exc}\nWhat was not delivered waits in {outbox.path}: {outbox.depth().count} {what}."
+                f"{exc}\nNot delivered, and still in {outbox.path}: {counted(outbox.depth().count, what)}."
             ) from exc
-        click.echo("A worker of this host delivers them now." if count is None else f"{count} {what} were delivered.")
+        done = "A worker of this host is delivering them." if count is None else f"{counted(count, what)} delivered."
+        click.echo(done)
     if nothing:
         click.echo("Nothing waits in the outbox of this host.")
     elif not execute:
-        click.echo("Nothing was delivered; --execute does it.")
+        click.echo("Nothing was delivered. Repeat with --execute to deliver.")
 
 
 @tasks.command()
-@click.option("--again", is_flag=True, help="Let them wait for RabbitMQ again: its limits, or ours, have changed.")
-@click.option("--to", "path", type=_file, help="Move them into this file, which is new.")
+@click.option("--again", is_flag=True, help="Queue them for RabbitMQ again, because its limits or ours have changed.")
+@click.option("--to", "path", type=_file, help="Move them to this new file.")
 @_execute
 @click.pass_context
 def refused(context: click.Context, again: bool, path: Path | None, execute: bool) -> None:
@@ -219,11 +222,12 @@ def refused(context: click.Context, again: bool, path: Path | None, execute: boo
                     _append(file, each)
                     outbox.discard(each.seq)
     if not execute or not (again or path):
-        click.echo(f"{count} records are set aside.")
+        click.echo(f"{counted(count, 'records')} set aside.")
     else:
-        click.echo(f"{count} records wait for RabbitMQ again." if again else f"{count} records are in {path}.")
+        done = "queued for RabbitMQ again" if again else f"moved to {path}"
+        click.echo(f"{counted(count, 'records')} {done}.")
     if (again or path) and not execute:
-        click.echo("Nothing was changed; --execute does it.")
+        click.echo("Nothing was changed. Repeat with --execute to change it.")
 
 
 @contextlib.contextmanager

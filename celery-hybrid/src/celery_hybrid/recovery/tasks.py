@@ -197,7 +197,7 @@ class TaskRecovery:
         self.connection = connection
         channel = connection.default_channel
         if not isinstance(channel, Channel):
-            raise OptionError("broker_url does not lead to Redis, so there is nothing to look at here.")
+            raise OptionError("broker_url is not a Redis URL, so there is nothing to show.")
         self._channel = channel
         # Without kombu's prefixing, which knows some commands only.
         self._redis: Any = redis.Redis(connection_pool=channel.pool)
@@ -268,19 +268,19 @@ class TaskRecovery:
         if purge is not None and (purge.host, purge.path) != (host, str(path)):
             if not take_over:
                 raise RecoveryError(
-                    f"A purge of the queue {queue} into {purge.path} on {purge.host} has begun and not ended. Give "
-                    "that command again, there; or, if that file is lost, go on into another with --take-over."
+                    f"A purge of queue {queue} into {purge.path} on {purge.host} was interrupted. Repeat that command "
+                    "on that host; or, if that file is lost, continue into another one with --take-over."
                 )
             purge = None
         if purge is None and size:
-            raise RecoveryError(f"{path} is there already, from another purge. Take a new name.")
+            raise RecoveryError(f"{path} already exists, from another purge. Use a new name.")
         if purge is None:
             purge = Purge(uuid.uuid4().hex, host, str(path))
             state = json.dumps(asdict(purge))
             if known:
                 self._redis.hset(self._key(PURGES), queue, state)
             elif not self._redis.hsetnx(self._key(PURGES), queue, state):
-                raise RecoveryError(f"Somebody else has begun to purge the queue {queue} in this moment.")
+                raise RecoveryError(f"Another command has just begun to purge queue {queue}.")
             return purge, state
         if size < purge.size:
             raise RecoveryError(
@@ -300,7 +300,7 @@ class TaskRecovery:
 
     def _remove(self, queue: str, before: str, after: str, count: int) -> None:
         if not self._drop(keys=[self._held(queue), self._key(PURGES)], args=[queue, before, after, count]):
-            raise RecoveryError(f"Somebody else has taken the purge of the queue {queue} over.")
+            raise RecoveryError(f"Another command has taken over the purge of queue {queue} over.")
 
     # -- putting back ---------------------------------------------------------------------------------------------
 
@@ -399,7 +399,7 @@ def read(path: Path) -> list[Purged]:
         try:
             found.append(Purged.of(line))
         except ValueError as exc:
-            raise RecoveryError(f"{path}, line {number}, is no message of a purge: {exc}") from exc
+            raise RecoveryError(f"{path}, line {number}, is not a message of a purge: {exc}") from exc
     return found
 
 

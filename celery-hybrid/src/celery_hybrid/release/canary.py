@@ -75,10 +75,10 @@ class NodeCanary:
                 # A backlog of its other queues comes first, and is as good a proof.
                 ended = self._ended()
                 if ended:
-                    return f"{self._node} has run {ended} tasks of its queues"
+                    return f"{self._node} has run {ended} tasks from its queues"
                 if time.monotonic() > deadline:
                     raise TimeoutError(
-                        f"{self._node} has run no task: neither the canary nor one of its queues"
+                        f"{self._node} has run no task, neither the canary nor one from its queues"
                     ) from None
         if self._result.state != "SUCCESS" or (not self._task and value != self._nonce):
             raise RuntimeError(

@@ -97,7 +97,7 @@ def load(name: str) -> Any:
         raise TrialError(not_imported(name, exc)) from exc
     if not isinstance(found, Celery):
         raise TrialError(
-            f"the module {name!r} (worker_app) holds no Celery application, but a {type(found).__name__}: "
+            f"the module {name!r} (worker_app) holds a {type(found).__name__}: "
             "name the module that does, or module:attribute."
         )
     try:
@@ -151,7 +151,7 @@ def routes(app: Any, queues: list[str]) -> list[str]:
     for name, route in own.items() if isinstance(own, dict) else ():
         wanted[f"task_routes of the application for {name}"] = route.get("queue") if isinstance(route, dict) else route
     return [
-        f"{who} asks for the queue {queue!r}, which nobody consumes: "
+        f"{who} asks for the queue {queue!r}, which no worker consumes: "
         "add it to an instance of worker_instances, or to worker_queues when it is consumed elsewhere."
         for who, queue in wanted.items()
         if isinstance(queue, str) and queue not in queues
@@ -195,7 +195,7 @@ def login_broker(app: Any, url: str) -> str:
         except Exception as exc:
             return (
                 f"cannot log in to Redis: {reason_of(exc)}. Correct worker_redis_user and redis_password (or "
-                f"worker_broker_url), or run the role redis, which sets them{about_tls(exc, 'redis')}."
+                f"worker_broker_url), or run the redis role, which sets them{about_tls(exc, 'redis')}."
             )
     return ""
 
@@ -218,8 +218,8 @@ def login_results(app: Any, url: str) -> str:
         except Exception as exc:
             problems.append(
                 f"cannot log in to RabbitMQ: {reason_of(exc)}. Correct worker_rabbitmq_user, "
-                "rabbitmq_worker_password and worker_rabbitmq_vhost (or worker_result_backend), or run the role "
-                f"rabbitmq, which sets them{about_tls(exc, 'rabbitmq')}."
+                "rabbitmq_worker_password and worker_rabbitmq_vhost (or worker_result_backend), or run the rabbitmq "
+                f"role, which sets them{about_tls(exc, 'rabbitmq')}."
             )
         else:
             return ""
@@ -262,7 +262,7 @@ def waiting(channel: Any, queues: list[str]) -> Iterator[tuple[str, str, str | b
                 start += BATCH
                 if time.monotonic() > deadline:
                     raise TrialError(
-                        f"not all messages of the queue {queue!r} could be looked at within {QUEUE_SECONDS} s; whether "
+                        f"could not read all messages of queue {queue!r} within {QUEUE_SECONDS} s; whether "
                         "the new version has all of their tasks is not known. Wait until the queue is shorter."
                     )
     # With no other rights than a worker has.
@@ -278,7 +278,7 @@ def waiting(channel: Any, queues: list[str]) -> Iterator[tuple[str, str, str | b
             except ValueError:
                 continue
             if queue in queues:
-                yield "in the hands of workers or waiting for their time", queue, json.dumps(message)
+                yield "unacknowledged", queue, json.dumps(message)
 
 
 def orphans(app: Any, queues: list[str]) -> list[str]:
@@ -295,9 +295,9 @@ def orphans(app: Any, queues: list[str]) -> list[str]:
                 missing[name, queue] += 1
                 places.setdefault((name, queue), Counter())[place] += 1
     return [
-        f"this version has no task {name!r}, and {count} messages of it are in the queue {queue!r} "
+        f"this version has no task {name!r}, and queue {queue!r} has {count} of its messages "
         f"({', '.join(f'{number} {place}' for place, number in sorted(places[name, queue].items()))}): "
-        "nobody could run them."
+        "no worker could run them."
         for (name, queue), count in sorted(missing.items())
     ]
 
@@ -343,8 +343,7 @@ def in_use(link: str) -> bool:
 def give_up(*_: Any) -> NoReturn:
     """End an import that hangs."""
     raise TrialError(
-        f"the application (worker_app) was not imported after {SECONDS} s: it must not wait for anything while it "
-        "is imported."
+        f"the application (worker_app) was not imported after {SECONDS} s: it must not block during its import."
     )
 
 

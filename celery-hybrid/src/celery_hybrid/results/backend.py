@@ -275,7 +275,7 @@ class AMQPBackend(AsyncBackendMixin, Backend):
         except TopologyError:
             return False
         except ResultStoreError as exc:
-            logger.warning("RabbitMQ cannot tell whether it counts chord %s: %s", group_id, exc)
+            logger.warning("RabbitMQ does not answer whether it counts chord %s: %s", group_id, exc)
             return False
         return True
 

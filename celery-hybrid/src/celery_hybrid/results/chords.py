@@ -217,7 +217,7 @@ class Chords:
                 else:
                     self._finish(group_id, chord, signature, own)
         except _LaterError as exc:
-            logger.warning("The body of chord %s is sent later: %s", group_id, exc)
+            logger.warning("Retrying the body of chord %s later: %s", group_id, exc)
             if isinstance(exc, _MissingError):
                 with contextlib.suppress(OperationalError):
                     self.counter.excuse(group_id)
@@ -406,7 +406,9 @@ class MainProcessChords(Chords):
             kombu.exceptions.OperationalError: Redis does not answer in time.
         """
         for group_id, origin in self.counter.abandoned():
-            logger.warning("Chord %s is complete, or has timed out, and nobody is finishing it.", group_id)
+            logger.warning(
+                "Chord %s is complete or has timed out, and no process is finishing it; finishing it.", group_id
+            )
             self.leave(group_id, origin=origin)
 
     def close(self) -> None:
@@ -482,7 +484,7 @@ class ChordSweeper:
             try:
                 chords.count_now(request, part)
             except OperationalError as exc:
-                logger.warning("The end of task %s is counted later: %s", request.id, exc)
+                logger.warning("Retrying to count the end of task %s later: %s", request.id, exc)
             else:
                 return
         self._waiting.append((request, part))
@@ -502,7 +504,7 @@ class ChordSweeper:
                 self.unfinished = {}
                 logger.log(
                     logging.DEBUG if isinstance(exc, OperationalError) else logging.ERROR,
-                    *("Chords are looked after later: %r", exc),
+                    *("The sweep of chords failed; retrying later: %r", exc),
                 )
             del app
         if self._chords is not None:

@@ -53,7 +53,7 @@ class OldChords(Receiver):
             options,
             prepare,
             "chords of an earlier version",
-            "Chords of an earlier version are not taken over by this worker now.",
+            "This worker does not take over chords of an earlier version now.",
         )
         self._app = app
         self._chords: MainProcessChords | None = None
@@ -104,7 +104,7 @@ class OldChords(Receiver):
             part = chords.encoded(meta["task_id"], meta["index"], meta["status"], meta["result"])
             body = chords.packed(meta["chord"])
             return counter.count(group, part, meta["origin"], body, bounded=False, adopt=True)
-        raise ValueError(f"{record.kind!r} is no part of a chord")
+        raise ValueError(f"{record.kind!r} is not a part of a chord")
 
 
 def _exists(connection: amqp.Connection, timeout: float) -> bool:

@@ -219,7 +219,7 @@ class Replies(Receiver):
         mailbox: Mailbox,
         prepare: Callable[[amqp.Connection], None],
     ) -> None:
-        without = "No results are pushed to this process now; they are read from the archive."
+        without = "No results are pushed to this process now; reading them from the archive."
         super().__init__(servers, options, prepare, REPLIES, without)
         self._queue = reply_queue(reply_to)
         self._mailbox = mailbox

@@ -177,7 +177,7 @@ class Broker:
 
     def _encrypted(self) -> str:
         if not any(url.startswith("rediss://") for url in self.urls):
-            return "in clear, as broker_url says"
+            return "unencrypted, as broker_url says"
         pool = self.client.connection_pool
         connection = pool.get_connection()
         try:

@@ -274,7 +274,7 @@ class Canaries:
         except CeleryTimeoutError as exc:
             if self._take_back(canary):
                 raise Failed(
-                    f"no worker took the task within {self._timeout:g} s; it was taken back",
+                    f"no worker took the task within {self._timeout:g} s; it was removed again",
                     "Look whether the workers of this queue are busy or stuck: celery inspect active.",
                 ) from exc
             raise Failed(
@@ -346,12 +346,12 @@ class Canaries:
         if reason is None:
             if self._take_back(canary):
                 raise Failed(
-                    f"no worker took the message within {self._timeout:g} s; it was taken back",
+                    f"no worker took the message within {self._timeout:g} s; it was removed again",
                     "Look whether the workers of this queue are busy or stuck: celery inspect active.",
                 )
             ran = app.AsyncResult(canary.id).state == "SUCCESS"
             raise Failed(
-                "a worker has run it: it accepts pickle, with which whoever can write to Redis runs code there"
+                "a worker has run it: it accepts pickle, so anyone who can write to Redis can run code there"
                 if ran
                 else f"a worker took it, and no dead letter of it came within {self._timeout:g} s"
             )
@@ -417,7 +417,7 @@ class Canaries:
             raise Failed(f"found, and removed: {', '.join(found)}")
         if not complete:
             raise Failed(
-                f"undecided: {looked_at} keys were looked at in {_SCAN_SECONDS:g} s, and there are more",
+                f"undecided: {looked_at} keys were checked in {_SCAN_SECONDS:g} s, and there are more",
                 "Keep other data out of the broker's database, or leave this check out (skip).",
             )
         return f"none of {client.dbsize()} keys"

@@ -41,7 +41,7 @@ class DeadLetterFinder:
             count = connection.channel().queue_declare(DEAD_LETTERS, passive=True).message_count
         if count > MOST:
             return (
-                f"not tried, because {count} dead letters wait, more than the {MOST} that are looked through: replay "
+                f"not tried, because {count} dead letters wait, more than the {MOST} that are searched: replay "
                 "or discard them (playbook dead_letters), and verify again"
             )
         return ""

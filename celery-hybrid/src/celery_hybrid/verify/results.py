@@ -223,7 +223,7 @@ class ResultChecks:
 
     def _encrypted(self) -> str:
         if not any(url.startswith("amqps://") for url in self._urls):
-            return "in clear, as result_backend says"
+            return "unencrypted, as result_backend says"
         with self.connect() as connection:
             return shaken(connection.transport.sock)
 
@@ -263,7 +263,7 @@ class ResultChecks:
             raise Failed(
                 f"RabbitMQ has {count} streams, the configuration says {self.partitions}",
                 "Set partitions in result_backend_transport_options (rabbitmq_partitions) to the same number "
-                "everywhere, or readers look for results in the wrong stream.",
+                "everywhere, or readers search the wrong stream for results.",
             )
         return f"{count} streams"
 
@@ -295,7 +295,7 @@ class ResultChecks:
                 ages[queue["name"]] = self._policy(queue).get("max-age") or arguments.get("x-max-age")
         without = sorted(name for name, age in ages.items() if not age)
         if without:
-            raise Failed(f"no max-age, so records are kept for ever: {', '.join(without)}")
+            raise Failed(f"no max-age, so records are kept indefinitely: {', '.join(without)}")
         if not ages:
             raise Failed("there are no streams")
         for name, age in sorted(ages.items()):
@@ -324,7 +324,7 @@ class ResultChecks:
             for each in self._known("bindings")
         )
         if not bound:
-            raise Failed(f"{DEAD_LETTERS} is not bound to {DLX} with #: dead letters would be thrown away")
+            raise Failed(f"{DEAD_LETTERS} is not bound to {DLX} with #: dead letters would be dropped")
         return "quorum, durable, bound with #"
 
     def _declared_exchange(self, name: str, kind: str) -> str:

@@ -52,7 +52,7 @@ LEAST: dict[str, tuple[tuple[int, ...], str]] = {
     "redis": ((5, 2), "older ones do not speak the protocol with which Redis tells of new tasks"),
 }
 _DEFAULT_VISIBILITY_TIMEOUT = 3600
-_IN_THE_FILE = "Correct it in the worker role's variables and run the site playbook; nobody edits celeryconfig.py."
+_IN_THE_FILE = "Correct it in the worker role's variables and run the site playbook; do not edit celeryconfig.py."
 
 
 def versions() -> str:
@@ -202,7 +202,7 @@ class Settings:
     def _expires(self) -> str:
         value = canonical("result_expires", self._app.conf.result_expires)
         if not isinstance(value, (int, float)) or value <= 0:
-            raise Failed(f"{show(value)}: results would be kept for ever, or not at all")
+            raise Failed(f"{show(value)}: results would be kept indefinitely, or not at all")
         return f"{value:g} s"
 
     def _pool_limit(self) -> str:
@@ -215,7 +215,7 @@ class Settings:
         url = self._app.conf.result_backend
         if not url:
             raise Failed(
-                "no result_backend is configured: results would be thrown away",
+                "no result_backend is configured: results would be dropped",
                 SET_RESULT_BACKEND,
             )
         scheme = str(url).partition("://")[0]

@@ -58,7 +58,7 @@ def shaken(sock: Any) -> str:
         Failed: it is in clear, believes any server, or the certificate ends soon.
     """
     if not isinstance(sock, ssl.SSLSocket):
-        raise Failed("the connection is in clear")
+        raise Failed("the connection is not encrypted")
     if sock.context.verify_mode != ssl.CERT_REQUIRED or not sock.context.check_hostname:
         raise Failed(
             "certificate and name of the server are not verified",

@@ -53,7 +53,7 @@ class ForgivingMailbox(pidbox.Mailbox):  # type: ignore[misc]
             except ContentDisallowed as exc:
                 # Taken from the queue of answers with that; the next ones are still in it.
                 refused += 1
-                logger.warning("The answer of another worker is left out, whose task_serializer is wrong: %s", exc)
+                logger.warning("Ignoring the answer of another worker, whose task_serializer is wrong: %s", exc)
                 continue
             # Without a call for each when another question has brought them.
             return heard or found

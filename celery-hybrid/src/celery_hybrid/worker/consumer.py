@@ -205,14 +205,14 @@ class Consumer(base.Consumer):  # type: ignore[misc]
                     # Only this package's transport knows whether the message was still ours.
                     back += channel.qos.restore_by_tag(tag) is not False
                 except self.channel_errors as exc:
-                    logger.warning("A task that has not begun comes again after the visibility timeout: %r", exc)
+                    logger.warning("A task that has not begun comes back after the visibility timeout: %r", exc)
                 message.channel = None
             del self._held[tag]
         self._known.clear()
         if self._interrupted:
             self._interrupted = False
             logger.warning(
-                "Connected again: %d tasks in hand go on, %d that had not begun are back in Redis.", kept, back
+                "Connected again: %d running tasks go on, %d that had not begun are back in Redis.", kept, back
             )
         self._read_undeliverable()
         self._care()
@@ -318,7 +318,7 @@ class Consumer(base.Consumer):  # type: ignore[misc]
             # Lost, unless a greenlet's timer has it, which has nobody to tell; or Redis refuses, being a replica now.
             if self.hub and isinstance(exc, self.connection_errors):
                 raise
-            logger.warning("Redis does not renew the claims of this worker, which will ask again: %r", exc)
+            logger.warning("Redis does not renew the claims of this worker; retrying: %r", exc)
             self._timer_entry = self.timer.call_after(_CARE_INTERVAL, self._care_later)
 
     def stop_caring(self) -> None:
@@ -353,7 +353,7 @@ class Consumer(base.Consumer):  # type: ignore[misc]
         except message.MessageStateError:
             pass
         except Exception as exc:
-            logger.warning("Redis could not be told that a task is done; it will be told again: %r", exc)
+            logger.warning("Could not acknowledge a task in Redis; retrying: %r", exc)
             return
         self._owed.pop(tag, None)
 
@@ -449,7 +449,7 @@ class Consumer(base.Consumer):  # type: ignore[misc]
         """A message cannot be decoded."""
         if str((message.delivery_info or {}).get("exchange")).endswith(".pidbox"):
             # Of a worker that asks its neighbours, for example; no task is lost with it.
-            logger.warning("A command of remote control is left out: %s", exc)
+            logger.warning("Ignoring a remote control command: %s", exc)
             return
         reason = REFUSED if isinstance(exc, ContentDisallowed) else UNDECODABLE
         self._put_away(message, reason, exc, partial(super().on_decode_error, message, exc))
@@ -524,7 +524,7 @@ def fault_of(message: Any) -> str | None:
     """
     headers = message.headers
     if not isinstance(headers, dict):
-        return "its headers are no mapping"
+        return "its headers are not a mapping"
     body = message.payload
     if "task" not in headers:
         # Protocol 1; or no task at all, which Celery finds out.
@@ -542,12 +542,12 @@ def fault_of(message: Any) -> str | None:
     if not isinstance(limits, (list, tuple)) or len(limits) != 2 or not all(_is_limit(each) for each in limits):
         return "its timelimit is not a pair of numbers"
     if not isinstance(headers.get("retries") or 0, int):
-        return "its retries are no number"
+        return "its retries are not a number"
     stamps = headers.get("stamped_headers") or []
     if not isinstance(stamps, list) or not all(isinstance(each, str) for each in stamps):
-        return "its stamped_headers are no names"
+        return "its stamped_headers are not names"
     if not isinstance(headers.get("stamps") or {}, dict):
-        return "its stamps are no mapping"
+        return "its stamps are not a mapping"
     return None
 
 

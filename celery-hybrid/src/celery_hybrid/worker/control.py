@@ -13,6 +13,7 @@ from kombu.exceptions import OperationalError
 
 from celery_hybrid.results.chords import MainProcessChords
 from celery_hybrid.results.store import stores_of
+from celery_hybrid.terminal import counted
 
 # At the terminal 'celery control' and 'celery inspect' know what is imported here.
 from celery_hybrid.worker import log_level as _log_level  # noqa: F401
@@ -64,7 +65,7 @@ def described(state: dict[str, Any]) -> str:
     if outbox is not None and "error" in outbox:
         words.append(outbox["error"])
     elif outbox is not None:
-        words.append(f"{outbox['count']} results ({outbox['size']} bytes) in the outbox")
+        words.append(f"{counted(outbox['count'], 'results')} ({counted(outbox['size'], 'bytes')}) in the outbox")
         if outbox["oldest"]:
             words.append(f"the oldest of {datetime.fromtimestamp(outbox['oldest'], UTC):%Y-%m-%d %H:%M:%S} UTC")
         if outbox["refused"]:
@@ -73,22 +74,22 @@ def described(state: dict[str, Any]) -> str:
             words.append(f"{outbox['dropped']} dropped")
     letters = state.get("dead_letters", {})
     if letters.get("count"):
-        words.append(f"{letters['count']} dead letters in their outbox")
+        words.append(f"{counted(letters['count'], 'dead letters')} in their outbox")
     if letters.get("refused"):
-        words.append(f"{letters['refused']} dead letters refused for good (celery tasks refused)")
+        words.append(f"{counted(letters['refused'], 'dead letters')} refused for good (celery tasks refused)")
     if letters.get("error"):
         words.append(letters["error"])
     if letters.get("failure"):
         words.append(f"dead letters: {letters['failure']}")
     if state.get("put_away"):
         words.append(
-            "put away: " + ", ".join(f"{count} {reason}" for reason, count in sorted(state["put_away"].items()))
+            "dead-lettered: " + ", ".join(f"{count} {reason}" for reason, count in sorted(state["put_away"].items()))
         )
     chords = state.get("chords", {})
     if "error" in chords:
         words.append(f"chords: {chords['error']}")
     elif chords.get("open"):
-        words.append("{open} chords are open in Redis, {complete} of them complete".format(**chords))
+        words.append(f"{counted(chords['open'], 'chords')} open in Redis, {chords['complete']} of them complete")
     if state["failure"]:
         words.append(state["failure"])
     return "; ".join(words)

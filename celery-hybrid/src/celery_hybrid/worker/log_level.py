@@ -62,7 +62,7 @@ class Levels:
         """
         text = json.dumps(wanted).encode() + b"\0"
         if len(text) > _SIZE:
-            raise ValueError("too many loggers at once")
+            raise ValueError("too many loggers at the same time")
         self._shared[: len(text)] = text
 
     def read(self) -> dict[str, int]:
@@ -134,14 +134,14 @@ def log_level(state: Any, words: Any = (), **_: Any) -> dict[str, Any]:
     try:
         seconds = float(given[1]) if len(given) > 1 else DEFAULT_SECONDS
     except ValueError:
-        return {"error": f"{given[1]!r} is no number of seconds"}
+        return {"error": f"{given[1]!r} is not a valid number of seconds"}
     number = logging.getLevelName(str(level).upper())
     if str(level).lower() == "reset":
         wanted: dict[str, int] = {}
     elif not isinstance(number, int):
-        return {"error": f"{level!r} is no level: use DEBUG, INFO, WARNING, ERROR, CRITICAL or reset"}
+        return {"error": f"{level!r} is not a valid level: use DEBUG, INFO, WARNING, ERROR, CRITICAL or reset"}
     elif not 0 < seconds <= _LONGEST:
-        return {"error": f"seconds are {seconds:g}: between 0 and {_LONGEST:g} are possible"}
+        return {"error": f"{seconds:g} is not a valid number of seconds: it must be between 0 and {_LONGEST:g}"}
     else:
         named = {"" if name == "root" else str(name): number for name in loggers or LOGGERS}
         wanted = {**_Main.levels.wanted, **named}
@@ -151,7 +151,7 @@ def log_level(state: Any, words: Any = (), **_: Any) -> dict[str, Any]:
         return {"error": str(exc)}
     shown = {name or "root": logging.getLevelName(value) for name, value in sorted(wanted.items())}
     how = f"{shown}, for {seconds:g} s" if wanted else "as they were"
-    logger.warning("Levels of loggers are %s; told %d children.", how, told)
+    logger.warning("Levels of loggers are %s; notified %d children.", how, told)
     return {"ok": f"levels are {how}", "levels": shown, "seconds": seconds if wanted else 0, "children": told}
 
 
@@ -186,7 +186,7 @@ def _children(pool: Any) -> list[int]:
 
 def _put_back(pool: Any) -> None:
     told = _set(pool, {}, 0)
-    logger.warning("The time is up: levels of loggers are as they were; told %d children.", told)
+    logger.warning("Time is up: levels of loggers are as they were; notified %d children.", told)
 
 
 signals.worker_before_create_process.connect(prepare, weak=False, dispatch_uid="celery_hybrid.worker.log_level")

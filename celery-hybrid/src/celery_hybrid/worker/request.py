@@ -183,7 +183,7 @@ class Request(base.Request):  # type: ignore[misc]
         try:
             super().on_accepted(pid, time_accepted)
         except Exception as failure:
-            logger.exception("The start of task %s[%s] could not be noted", self.name, self.id)
+            logger.exception("The start of task %s[%s] could not be recorded", self.name, self.id)
             if isinstance(failure, self._consumer.connection_errors):
                 raise
 
@@ -247,7 +247,7 @@ class Request(base.Request):  # type: ignore[misc]
             if state == COMPLETE:
                 chords.leave(context.group, origin={"delivery_info": context.delivery_info})
         except Exception as failure:
-            logger.warning("Redis does not tell whether task %s[%s] is counted: %r", self.name, self.id, failure)
+            logger.warning("Redis does not answer whether task %s[%s] is counted: %r", self.name, self.id, failure)
             return False
         self._uncounted = state == UNCOUNTED
         # One that failed is not a dead letter yet.
@@ -342,7 +342,7 @@ class Request(base.Request):  # type: ignore[misc]
         try:
             consumer.send_again(self._message, {**headers, LOST_HEADER: lost + 1, "eta": eta.isoformat()})
         except Exception as failure:
-            logger.warning("Task %s[%s] did not end, and goes back to Redis: %r", self.name, self.id, failure)
+            logger.warning("Task %s[%s] did not end; requeueing it: %r", self.name, self.id, failure)
             if isinstance(failure, consumer.connection_errors):
                 base.task_ready(self)
                 self.acknowledged = True
@@ -351,7 +351,7 @@ class Request(base.Request):  # type: ignore[misc]
                 self._leave()
             return True
         logger.warning(
-            "Task %s[%s] did not end (%s); it runs again at %s, for the %d. of %d times.",
+            "Task %s[%s] did not end (%s); it runs again at %s, retry %d of %d.",
             *(self.name, self.id, exc, eta.isoformat(timespec="seconds"), lost + 1, policy.lost_retries),
         )
         base.task_ready(self)

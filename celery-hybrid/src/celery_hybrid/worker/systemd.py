@@ -27,6 +27,7 @@ from celery.worker import state as worker_state
 
 from celery_hybrid.delivery.delivery import DEAD_LETTERS, RESULTS
 from celery_hybrid.results.store import stores_of
+from celery_hybrid.terminal import counted
 
 logger = logging.getLogger(__name__)
 
@@ -165,15 +166,16 @@ class WorkerHealth:
         # Celery 5.7 knows them.
         scheduled = len(getattr(worker_state, "scheduled_requests", ()))
         attempt = _attempt(consumer)
-        words = [f"the broker is away, attempt {attempt}" if attempt else "consuming", f"{running} tasks run"]
+        consuming = f"the broker is away, attempt {attempt}" if attempt else "consuming"
+        words = [consuming, f"{counted(running, 'tasks')} running"]
         if scheduled:
-            words.append(f"{scheduled} wait for their time")
+            words.append(f"{scheduled} scheduled")
         for store in stores_of(consumer.app)[:1]:
             known = store.state()
             if "outbox" in known:
                 words.append(f"{known['outbox'].get('count', '?')} results in the outbox")
             if known.get("dead_letters", {}).get("count"):
-                words.append(f"{known['dead_letters']['count']} dead letters in theirs")
+                words.append(f"{counted(known['dead_letters']['count'], 'dead letters')} in theirs")
             if known["failure"]:
                 words.append("RabbitMQ is away")
         return "; ".join(words)
@@ -190,7 +192,7 @@ class WorkerHealth:
 
     def _loop_problem(self) -> str:
         idle = self._loop_idle()
-        return "" if idle < self._patience else f"the consumer has not come round for {idle:.0f} s"
+        return "" if idle < self._patience else f"the consumer has not made progress for {idle:.0f} s"
 
     def _pool_problem(self) -> str:
         handed, active = [], []
@@ -201,7 +203,7 @@ class WorkerHealth:
                 handed.append(request)
         waiting = max(self._handed.of(request.id for request in handed).values(), default=0.0)
         if waiting > self._patience and len(active) < self._consumer.pool.num_processes:
-            return f"the pool has not begun a task that it was given {waiting:.0f} s ago, and has room for it"
+            return f"the pool has not started a task that it was given {waiting:.0f} s ago, although it has room"
         ages = self._active.of(request.id for request in active)
         for request in active:
             limit = self._time_limit(request)
@@ -214,7 +216,7 @@ class WorkerHealth:
             for delivery in store.deliveries:
                 relay, progress = delivery.relay, self._relays[delivery.what]
                 if relay is not None and relay.steps and progress.idle(relay.steps) > self._patience:
-                    return f"the relay of the outbox of {delivery.what} does not go on"
+                    return f"the relay of the outbox of {delivery.what} is stuck"
         return ""
 
     def _time_limit(self, request: Any) -> float:
@@ -256,14 +258,14 @@ class BeatHealth:
             return ""
         idle = self._progress.idle(self._ticks)
         longest = self._scheduler.max_interval + self._patience
-        return f"beat has not looked at its schedule for {idle:.0f} s" if idle > longest else ""
+        return f"beat has not checked its schedule for {idle:.0f} s" if idle > longest else ""
 
     def status(self) -> str:
         """Return a line for ``systemctl status``."""
         if not self._ticks:
             return "waits for its turn"
         # RedBeat keeps no list of its own.
-        return "sends periodic tasks" if self._periodic is None else f"{self._periodic} periodic tasks"
+        return "sends periodic tasks" if self._periodic is None else counted(self._periodic, "periodic tasks")
 
 
 class Monitor:
@@ -296,7 +298,7 @@ class Monitor:
                 self._look()
             except Exception:
                 # What was asked is Celery's inside: a worker must not die because it has changed.
-                logger.exception("The health of this process could not be told; it counts as well.")
+                logger.exception("Cannot determine the health of this process; reporting it as healthy.")
                 notify(WATCHDOG=1)
 
     def _look(self) -> None:
@@ -308,7 +310,7 @@ class Monitor:
             notify(WATCHDOG=1, STATUS=self._health.status())
         elif problem != self._said:
             if not self._said:
-                logger.critical("Stuck: %s. If it stays so, systemd's watchdog ends this process.", problem)
+                logger.critical("Stuck: %s. Unless it recovers, systemd's watchdog will kill this process.", problem)
             self._said = problem
             notify(STATUS=f"stuck: {problem}")
 
@@ -333,7 +335,7 @@ def _beat_ready(sender: Any, **_: Any) -> None:
 
 
 def _worker_stops(how: str, **_: Any) -> None:
-    notify(STOPPING=1, STATUS="running tasks end" if how == "Warm" else "running tasks go back to their queues")
+    notify(STOPPING=1, STATUS="finishing running tasks" if how == "Warm" else "requeueing running tasks")
     if _Life.monitor is not None:
         _Life.monitor.stop()
     if how == "Warm" and _Life.drain_seconds > 0:
@@ -354,10 +356,10 @@ def _put_back() -> None:
 
     Else systemd would kill the worker in the end, and its tasks would be out of reach until the visibility timeout.
     """
-    logger.critical("The pool does not end: what this worker holds goes back to its queues, and the worker is ended.")
+    logger.critical("Pool did not stop; requeueing this worker's tasks and exiting.")
     try:
         _Life.consumer.task_consumer.channel.qos.restore_unacked_once()
     except Exception:
-        logger.exception("Some tasks could not be put back; they are, after the visibility timeout.")
+        logger.exception("Could not requeue some tasks; they come back after the visibility timeout.")
     # systemd kills the children that are left (KillMode=mixed).
     os._exit(1)
