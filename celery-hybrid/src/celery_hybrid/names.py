@@ -27,7 +27,7 @@ CHORD_PREFIX = "celery.chord."
 """In Redis, a hash: what is counted of one chord is named by this and the id of its header's group."""
 
 CHORDS_READY = "celery.chords.ready"
-"""In Redis, a sorted set: chords that somebody is finishing, by the server's time when that began."""
+"""In Redis, a sorted set: chords that a process is finishing, by the server's time when that began."""
 
 CHORDS_OPEN = "celery.chords.open"
 """In Redis, a sorted set: chords that a part was counted of, by the server's time when they are given up."""

@@ -11,7 +11,7 @@ _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 def printable(text: object) -> str:
     """Return a text in one line, with an escape for every character that would act on a terminal.
 
-    Names of tasks, ids and exceptions come from whoever may send a message; a terminal takes commands from text.
+    Names of tasks, ids and exceptions come from anyone who may send a message; a terminal takes commands from text.
     """
     return "".join(_escaped(each) if unicodedata.category(each) in _UNSEEN else each for each in str(text))
 

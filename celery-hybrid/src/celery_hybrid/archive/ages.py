@@ -68,7 +68,7 @@ class Ages:
         return self._offsets[place] if place < len(self._offsets) else None
 
     def expired(self, offset: int, timestamp: int) -> bool | None:
-        """Tell whether a record is expired.
+        """Return whether a record is expired.
 
         Args:
             offset: of the record.

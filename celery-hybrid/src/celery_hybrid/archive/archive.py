@@ -6,7 +6,7 @@ in it. The index remembers where everything is; a record that is asked for is fe
 Facts about streams over AMQP 0-9-1 that shape this (RabbitMQ 3.10 and 4.0): there is no ``basic.get``; a prefetch
 count is mandatory; the number of messages that a passive declaration tells is stale; every delivery carries its
 offset in ``x-stream-offset``; a consumer that starts at an offset gets exactly that first, after 3 ms; one that
-starts at ``last`` gets the last chunk at once, and a chunk is delivered in one go, as far as the prefetch count
+starts at ``last`` gets the last chunk immediately, and a chunk is delivered in one go, as far as the prefetch count
 allows, on 3.10 even beyond; a consumer that starts behind the end gets nothing until something is stored. Records
 that were confirmed one by one are a chunk each, and reading a chunk takes the server far longer than sending it: one
 consumer gets some 12,000 a second, sixteen on as many channels four times that.
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-#: Deliveries under way at once; at most one chunk of RabbitMQ (4096 entries) is fetched in few rounds.
+#: Deliveries under way at the same time; at most one chunk of RabbitMQ (4096 entries) is fetched in few rounds.
 PREFETCH = 1000
 
 #: Consumers that read a partition at the same time, each a block of it.
@@ -91,9 +91,9 @@ def _runs(offsets: Iterable[int]) -> tuple[list[int], list[tuple[int, int]]]:
 class Archive:
     """The archive as one process sees it.
 
-    Threads share it and one reads at a time; those that waited meanwhile use what it has read. Whoever has asked once
-    will ask again, so after the first look-up a thread reads the other partitions, while nobody asks. Not in a worker,
-    whose tasks ask for an id now and then, if at all.
+    Threads share it and one reads at a time; those that waited meanwhile use what it has read. A process that has asked
+    once will ask again, so after the first look-up a thread reads the other partitions, while it is not asked. Not in a
+    worker, whose tasks ask for an id now and then, if at all.
 
     Args:
         servers: where.
@@ -355,10 +355,10 @@ class Archive:
             wanted: records to keep an eye on.
             pause: whether to stop early. What was read is not lost.
             since: what was stored before need not be read; None for all.
-            background: whether nobody waits for it.
+            background: whether no caller waits for it.
 
         Returns:
-            Whether all of it was read; or it is empty and nobody waits for it.
+            Whether all of it was read; or it is empty and no caller waits for it.
         """
         if not partition.reaches(since):
             self._restart(partition)
@@ -396,7 +396,7 @@ class Archive:
         partition.restart()
 
     def _goes_on(self, partition: Partition, tail: list[StreamMessage], deadline: float) -> bool:
-        """Tell whether the last record that was read is still where it was.
+        """Return whether the last record that was read is still where it was.
 
         It is not after a power failure took the end of the stream, or when the stream was deleted and declared again:
         its offsets are given to other records then.
@@ -503,7 +503,7 @@ class Archive:
     def _read_blocks(
         self, partition: Partition, blocks: Blocks, wanted: RecordCollector
     ) -> Iterator[tuple[Block, StreamMessage | None]]:
-        """Read blocks of a partition, over several channels at once, and yield each in their order.
+        """Read blocks of a partition, over several channels at the same time, and yield each in their order.
 
         Where records were not confirmed one by one, RabbitMQ 3.10 sends a consumer the rest of its chunk, whatever its
         prefetch count: up to 4096 records. Then one consumer at a time reads what is sent anyway.
@@ -620,7 +620,7 @@ class Archive:
     ) -> list[StreamMessage]:
         """Return the last records of a partition; nothing confirmed before is behind them.
 
-        At least one, unless ``pause`` is given: then nobody waits for it, and it may be empty.
+        At least one, unless ``pause`` is given: then no caller waits for it, and it may be empty.
         """
         reader = Reader(self._wire, channel, partition.stream, "last")
         if pause is not None:

@@ -41,7 +41,7 @@ def place(kind: str, subject: str, status: str, record_id: str) -> int:
         flag = _FORGET
     elif kind == RESULT and status == states.SUCCESS:
         flag = _SUCCESS
-    # Python's own hash is different in each process, so nobody can choose ids that collide.
+    # Python's own hash is different in each process, so ids that collide cannot be chosen.
     return hash((subject, record_id)) & _HASH_BITS | flag
 
 
@@ -163,7 +163,7 @@ class _Fold:
     whole: bool = True
 
     def holds(self, partition: int, positions: PartitionIndex) -> bool:
-        """Tell whether it can be carried on: no record of it is expired, and none behind it is forgotten."""
+        """Return whether it can be carried on: no record of it is expired, and none behind it is forgotten."""
         return self.partition == partition and self.begin >= positions.horizon and self.upto >= positions.base
 
 

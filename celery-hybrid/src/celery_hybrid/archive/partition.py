@@ -38,7 +38,7 @@ def ends_of(connection: amqp.Connection, partitions: int, patience: float = 0.1)
     """Return where the partitions end, as far as RabbitMQ tells within a time.
 
     Args:
-        connection: used by nobody else meanwhile.
+        connection: not used elsewhere meanwhile.
         partitions: how many.
         patience: seconds. An empty partition never tells.
     """
@@ -98,7 +98,7 @@ class Partition:
         self.asked_at = float("-inf")
 
     def reaches(self, since: Ends | None) -> bool:
-        """Tell whether what was read, if anything, goes back to an end; None for everything."""
+        """Return whether what was read, if anything, goes back to an end; None for everything."""
         if self.complete or self.next_offset is None:
             return True
         place = since.places.get(self.number) if since is not None else None
@@ -108,7 +108,7 @@ class Partition:
         """Learn how large the records are."""
         if deliveries:
             seen = sum(delivery.size for delivery in deliveries) / len(deliveries)
-            # Large ones count at once, small ones little by little.
+            # Large ones count immediately, small ones little by little.
             self.mean = max(seen, 0.9 * self.mean + 0.1 * seen)
 
     @property

@@ -36,7 +36,7 @@ class Reader:
         if only:
             arguments["x-stream-filter"] = list(only)
         # RabbitMQ 3.10 can deliver before it says consume-ok, when an earlier consumer of the channel on this stream
-        # has left an event behind. So the tag is chosen here, and nobody waits for consume-ok.
+        # has left an event behind. So the tag is chosen here, and consume-ok is not waited for.
         self._tag = f"reader-{next(_serial)}"
         self._arrived = wire.collect(channel, self._tag)
         self._unacknowledged = 0
@@ -200,7 +200,7 @@ class Blocks:
         return None
 
     def extend(self, block: Block, end: int) -> None:
-        """Let a block reach further, if what is behind it is wanted and nobody has begun to read it."""
+        """Let a block reach further, if what is behind it is wanted and no reader has begun it."""
         if self._stretches and self._stretches[0][0] == block.end < end:
             block.grow(min(end, self._stretches[0][1]))
             self._stretches[0] = (block.end, self._stretches[0][1])

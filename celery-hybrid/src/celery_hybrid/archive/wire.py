@@ -1,6 +1,6 @@
 """A fast way to read many messages.
 
-py-amqp reads each frame with three system calls and decodes every property of a message. Somebody who looks for one
+py-amqp reads each frame with three system calls and decodes every property of a message. A reader that looks for one
 record among a hundred thousand needs neither: :class:`Wire` reads ahead, hands deliveries over as they are, and
 leaves all else to py-amqp.
 """

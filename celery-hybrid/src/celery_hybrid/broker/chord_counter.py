@@ -38,7 +38,7 @@ MOST_INLINE = 8 * 1024
 MOST_OF_CHORD = 8 * 1024 * 1024
 #: Seconds that a process may take to finish a chord before another one does.
 LEASE = 30
-#: Seconds that a chord is kept for without news when results are kept for ever.
+#: Seconds that a chord is kept for without news when results are kept indefinitely.
 _KEPT = 30 * 86400
 #: Seconds after that in which its body is told.
 _GRACE = 3600
@@ -195,7 +195,7 @@ def server_of(channel: Any) -> str:
 
 @functools.cache
 def _let_channels_be_captured() -> None:
-    """Let all channels of kombu's Redis transport look whether they are captured, whoever has made them.
+    """Let all channels of kombu's Redis transport look whether they are captured, no matter what made them.
 
     The body of a chord is sent by code of the application: its own ``apply_async``, routers, signals. So it cannot be
     told which channel to use.
@@ -316,7 +316,7 @@ class RedisCounter:
         )
 
     def abandoned(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return the chords that nobody is finishing, though they are complete or given up, with their origins.
+        """Return the chords that no process is finishing, although they are complete or given up, with their origins.
 
         Each is returned to one caller.
         """

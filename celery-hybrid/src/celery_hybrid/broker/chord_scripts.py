@@ -43,7 +43,7 @@ PART = (
 -- Counts the end of a task of a chord's header.
 -- KEYS: the chord, the ready ones, the open ones.
 -- ARGV: id of the group, of the task; the part; what the body inherits; seconds that the chord is kept without news,
---       and further ones until it is deleted; seconds that somebody may take to finish it; a token of this call; most
+--       and further ones until it is deleted; seconds that a process may take to finish it; a token of this call; most
 --       bytes of all parts, empty for any; 1 to begin a chord that is not there; the body, empty when it is not sent.
 -- Returns gone, done, body (nothing was counted: send the body as well), by_id (nothing was counted: too many bytes),
 --         more, or complete: the one who hears that finishes the chord.
@@ -189,9 +189,9 @@ return 1
 SWEEP = (
     _COMPLETE
     + """
--- Returns the ids of chords that nobody is finishing although they are complete, or given up.
+-- Returns the ids of chords that no process is finishing although they are complete, or given up.
 -- KEYS: the ready ones, the open ones.
--- ARGV: seconds that somebody may take to finish one, how many at most, what the keys of chords begin with.
+-- ARGV: seconds that a process may take to finish one, how many at most, what the keys of chords begin with.
 redis.call('ZREM', KEYS[1], '')
 redis.call('ZREM', KEYS[2], '')
 local at, lease = now(), tonumber(ARGV[1])

@@ -4,7 +4,7 @@ A take gives each message a name of its own in ``unacked`` and its index::
 
     <delivery tag>:<incarnation>.<take>.<place>
 
-The incarnation is 12 hexadecimal digits that each process draws anew, also after a fork; takes are counted by the
+The incarnation is 12 hexadecimal digits that each process draws again, also after a fork; takes are counted by the
 process, places within the take. A name is used once, so it is a fencing token: renewing, acknowledging or putting back
 by name cannot touch the claim of another worker that has got the message since.
 """
@@ -23,7 +23,7 @@ _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def now() -> float:
-    """Return seconds of a clock that nobody sets, and that goes on while the machine is suspended."""
+    """Return seconds of a clock that cannot be set, and that goes on while the machine is suspended."""
     return time.clock_gettime(_CLOCK)
 
 
@@ -72,7 +72,7 @@ class Suspects:
     """Claims that were seen overdue.
 
     One look is not enough to take a message away from a worker: after a pause of this one, an outage of Redis or a
-    jump of its clock all claims look overdue at once. Their owners renew them within the grace.
+    jump of its clock all claims look overdue at the same time. Their owners renew them within the grace.
 
     Args:
         clock: returns seconds, also those of a suspended machine.

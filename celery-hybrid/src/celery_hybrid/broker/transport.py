@@ -50,10 +50,10 @@ from celery_hybrid.broker.transport_scripts import MOVE, OVERDUE, RENEW, TAKE
 logger = logging.getLogger(__name__)
 
 Undecodable = Callable[[bytes, str, str], bool]
-"""Takes over the text of an element that is no message, its queue and the reason; returns True when it is safe."""
+"""Takes over the text of an element that is not a message, its queue and the reason; returns True when it is safe."""
 
 # OPTIN: Redis 7.0 would remember all keys of a script, and each take or acknowledgement of anybody would be news.
-# NOLOOP: what a connection changes itself is no news to it.
+# NOLOOP: what a connection changes itself is not reported to it.
 _TRACK = ("CLIENT", "TRACKING", "ON", "OPTIN", "NOLOOP")
 _TRACK_NEXT = ("CLIENT", "CACHING", "YES")
 _TAKE_SHA = hashlib.sha1(TAKE.encode(), usedforsecurity=False).hexdigest()
@@ -68,12 +68,12 @@ _RESTORE_SECONDS = 0.25
 _GRACE_SECONDS = 15.0
 # A connection that is told of changes looks all the same, and so finds out that it is half open.
 _LOOK_SECONDS = 5.0
-# Who waits for the watch looks so often whether whoever has it takes the messages.
+# How often those that wait for the watch check whether its holder takes the messages.
 _WAIT_SECONDS = 2.0
 _LEFT_SECONDS = 0.2
 # The watch of a worker that has died or was paused is free after so many looks that it has missed.
 _MISSED_LOOKS = 2.5
-# In vain: so often in a row it is asked for messages at once. Clients of other databases wake a watcher, too.
+# In vain: so often in a row it is asked for messages without a pause. Clients of other databases wake a watcher, too.
 _VAIN = 3
 _POLL_SECONDS = 0.1
 _CHECK_SECONDS = 60.0
@@ -91,7 +91,7 @@ def install() -> None:
 
 
 def _readable(sock: Any) -> bool:
-    """Tell whether there is something to read, and leave it where the event loop sees it."""
+    """Return whether there is something to read, and leave it where the event loop sees it."""
     poller = poll()
     try:
         poller.register(sock, READ)
@@ -161,7 +161,7 @@ class QoS(stock.QoS):
         """Put back what was not acknowledged within the visibility timeout, every ``unacked_restore_interval``.
 
         Only what was seen overdue before, with the same score and a grace ago, and never what this connection has.
-        There is no mutex: with kombu's, nobody restores for five minutes when its holder dies. Each message is
+        There is no mutex: with kombu's, no worker restores for five minutes when its holder dies. Each message is
         moved in one step, so several workers that do this at the same time cannot restore one twice.
         """
         channel = self.channel
@@ -210,7 +210,7 @@ class Poller(stock.MultiChannelPoller):
         super()._register_BRPOP(channel)
 
     def _update_brpop_polling(self) -> None:
-        """Pause nothing: what arrives is always read at once, so a socket cannot spin the event loop."""
+        """Pause nothing: what arrives is always read immediately, so a socket cannot spin the event loop."""
 
     def maybe_check_brpop_health(self) -> None:
         """Do nothing: channels look after their connections themselves."""
@@ -281,7 +281,7 @@ class Channel(stock.Channel):
     run_key = "celery.run"
 
     # What was asked on the waiting connection and not answered: None, "take", "look" (are there messages, and tell when
-    # that changes), "wait" (for the watch) or "check" (whether there are messages that nobody watches for).
+    # that changes), "wait" (for the watch) or "check" (whether there are messages that no worker watches for).
     _asked: str | None = None
     # What to ask next.
     _next = "take"
@@ -505,7 +505,7 @@ class Channel(stock.Channel):
         super()._on_connection_disconnect(connection)
 
     def _lose_answer(self) -> None:
-        """Remember a take that nobody will hear of: its messages go back with the next connection."""
+        """Remember a take whose answer was lost: its messages go back with the next connection."""
         asked, self._asked = self._asked, None
         if self._watching:
             # Who connects again has it still.
@@ -704,7 +704,7 @@ class Channel(stock.Channel):
         acknowledged = acknowledged and self.ack_emulation
         if name:
             try:
-                # Strictly: kombu's bytes_to_str would replace what is no UTF-8.
+                # Strictly: kombu's bytes_to_str would replace what is not UTF-8.
                 payload = loads(text.decode())
                 payload["properties"]["delivery_tag"] = name
                 message = self.Message(payload, channel=self)
@@ -902,7 +902,7 @@ class Channel(stock.Channel):
         else:
             super()._restore(message)
 
-    # -- what is no message ---------------------------------------------------------------------------------------
+    # -- elements that are not messages -------------------------------------------------------------------------------
 
     def _undecodable(self, queue: str, reason: str, text: bytes) -> bytes:
         return f"{dumps(queue)}\n{reason}\n".encode() + text
@@ -956,7 +956,7 @@ class Channel(stock.Channel):
 
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> Any:
         if exchange.startswith("reply.") and exchange.endswith(".pidbox"):
-            # The one who asked has gone; answers to remote control are no dead letters.
+            # The one who asked has gone; answers to remote control are not dead-lettered.
             return self.typeof(exchange).lookup(self._bindings(exchange), exchange, routing_key, None)
         return super()._lookup(exchange, routing_key, default)
 

@@ -10,7 +10,7 @@ No failure of a command in the middle loses a message, be it a key of the wrong 
 is called with ``pcall`` and undone, and where a message moves, it is written before it is removed.
 
 A **claim** is the field of ``unacked`` and the member of its index that a take writes. Its name belongs to that take
-alone: ``<delivery tag>:<incarnation>.<take>.<place>`` (:mod:`celery_hybrid.broker.claims`). So whoever renews,
+alone: ``<delivery tag>:<incarnation>.<take>.<place>`` (:mod:`celery_hybrid.broker.claims`). So a worker that renews,
 acknowledges or puts back by name acts on a claim of their own or on none, and never on that of the worker that has got
 the message since. What is kept there is what kombu's own restore reads: ``[message, exchange, routing key]``. The
 exchange is the empty one and the routing key is the queue, so that any consumer, of stock kombu too, puts a message

@@ -1,4 +1,4 @@
-"""``celery dead-letters``: list, show, replay and discard what workers have put away.
+"""``celery dead-letters``: list, show, replay and discard dead letters.
 
 Nothing is removed from RabbitMQ before its copy is safe elsewhere: in Redis, or on the disk. A command that is
 interrupted can be given again: a letter that Redis or the file has already is recognised.
@@ -90,7 +90,7 @@ class Entry:
 
     @property
     def at(self) -> datetime:
-        """When it was put away; 1970 when it does not say."""
+        """When it was dead-lettered; 1970 when it does not say."""
         with contextlib.suppress(ValueError):
             if self.letter is not None:
                 at = datetime.fromisoformat(self.letter.failed)
@@ -142,7 +142,7 @@ class DeadLetterQueue:
         servers, query = urls.parse(url)
         if login:
             servers = [replace(server, user=login[0], password=login[1]) for server in servers]
-        # Nobody answers heartbeats between two letters; the kernel notices a dead connection.
+        # Heartbeats are not answered between two letters; the kernel notices a dead connection.
         self._options = replace(options.merged(query), heartbeat=0)
         self._connection = Servers(servers, self._options).connect("dead letters")
         with translated("the dead letters"):
@@ -177,7 +177,7 @@ class DeadLetterQueue:
 
     def put(self, dumped: dict[str, Any]) -> None:
         """Put one back, and return when RabbitMQ has confirmed it."""
-        # Whoever puts a letter back does not want it to be taken for a copy that a crash has left.
+        # A letter that was put back on purpose must not be taken for a copy that a crash has left.
         headers = {**dumped["headers"], _PUT_BACK: True}
         message = amqp.Message(base64.b64decode(dumped["body"]), application_headers=headers, **dumped["properties"])
         with translated("putting a dead letter back"):

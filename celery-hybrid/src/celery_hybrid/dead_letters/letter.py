@@ -1,4 +1,4 @@
-"""Dead letters: tasks that were put away, each as the message it was, with the reason.
+"""Dead letters: tasks that failed for good, each as the message it was, with the reason.
 
 Redis has no dead-letter exchange, and Celery deletes what it cannot use. So a worker brings such a task to RabbitMQ
 (or, while that is away, into an outbox of its own) before it acknowledges it. A letter keeps what is needed to send the
@@ -25,7 +25,7 @@ from celery_hybrid.rabbitmq.records import DEAD_LETTER, Record
 
 logger = logging.getLogger(__name__)
 
-#: Why a task is put away. ``task.REASON`` is the routing key of its letter.
+#: Why a task is dead-lettered. ``task.REASON`` is the routing key of its letter.
 FAILED, REJECTED, UNDECODABLE, REFUSED, UNKNOWN = "failed", "rejected", "undecodable", "refused", "unknown"
 MALFORMED, ETA, LOST, TIME_LIMIT, UNROUTABLE = "malformed", "eta", "lost", "time_limit", "unroutable"
 REVOKED = "revoked"
@@ -51,7 +51,7 @@ _CONTENT_TYPE = "application/json"
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A task that was put away.
+    """A task that was dead-lettered.
 
     Attributes:
         id: the same for the same attempt of the same task, so that a letter that is there twice is recognised.
@@ -141,7 +141,7 @@ class DeadLetter:
 
     @classmethod
     def of_bytes(cls, raw: bytes, queue: str, reason: str, worker: str) -> DeadLetter:
-        """Return the letter of an element of a queue that is no message at all."""
+        """Return the letter of an element of a queue that is not a message."""
         now = iso(time.time())
         return cls(
             id=f"{_digest(raw, {})}:{UNDECODABLE}",

@@ -1,4 +1,4 @@
-"""The setting ``worker_dead_letters``: which tasks are put away, and which run again."""
+"""The setting ``worker_dead_letters``: which tasks are dead-lettered, and which run again."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Policy:
     """The setting ``worker_dead_letters``.
 
     Attributes:
-        failed: put tasks away that failed for good. Messages that no task was made of always are.
-        revoked: put revoked and expired tasks away.
+        failed: dead-letter tasks that failed for good. Messages that no task was made of always are.
+        revoked: dead-letter revoked and expired tasks.
         ignore: names of exceptions, with or without their module, that are expected: no letter. Their subclasses, and
             those in a task's ``throws``, are expected as well.
         lost_retries: how often a task is sent again whose process died, ran out of memory, or hit the hard time limit.
@@ -53,7 +53,7 @@ class Policy:
         return cls(**{**values, "ignore": tuple(values.get("ignore", ()))})
 
     def expects(self, exc: BaseException) -> bool:
-        """Tell whether an exception is one of those that are no reason for a letter."""
+        """Return whether an exception is expected, so that its task is not dead-lettered."""
         if not self.ignore:
             return False
         names = {name for kind in type(exc).__mro__ for name in (kind.__name__, f"{kind.__module__}.{kind.__name__}")}

@@ -7,7 +7,7 @@ the same publish, to a quorum queue, which is on the disk before its confirm
 long written the stream.
 
 After a start of RabbitMQ one worker compares the journal with the streams, and stores again what they have lost. What
-they still have is left alone, and so is what somebody has stored or forgotten since: a record is added only where it
+they still have is left alone, and so is what was stored or forgotten since: a record is added only where it
 is what holds for its task.
 """
 

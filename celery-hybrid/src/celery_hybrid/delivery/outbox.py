@@ -146,7 +146,7 @@ class Outbox:
         self._database: sqlite3.Connection | None = None
 
     def waiting(self) -> bool:
-        """Tell whether anything waits to be delivered; microseconds.
+        """Return whether anything waits to be delivered; microseconds.
 
         Raises:
             OutboxError: the file cannot be read.
@@ -156,7 +156,7 @@ class Outbox:
             return last is not None and last > self.delivered()
 
     def holds(self) -> bool:
-        """Tell whether anything is in it: what waits, or what was delivered and could not be removed."""
+        """Return whether anything is in it: what waits, or what was delivered and could not be removed."""
         with self._use() as database:
             return database.execute("SELECT 1 FROM records LIMIT 1").fetchone() is not None
 
@@ -327,7 +327,7 @@ class Outbox:
                 database.close()
 
     def hold(self) -> None:
-        """Before a fork: let no thread be inside of SQLite, whose own locks a child would inherit for ever."""
+        """Before a fork: let no thread be inside of SQLite, whose own locks a child would inherit indefinitely."""
         self._lock.acquire()
 
     def release(self) -> None:
@@ -366,7 +366,7 @@ class Outbox:
                 database.close()
 
     def _notice_another_file(self) -> None:
-        """Leave a file that was deleted or replaced: nobody else would ever see what is written to it."""
+        """Leave a file that was deleted or replaced: no other process would ever see what is written to it."""
         if self._database is None or _file_at(self.path) == self._opened:
             return
         held = "an unknown number of"

@@ -1,4 +1,4 @@
-"""Storing a record: confirmed by RabbitMQ at once, or kept in the outbox until RabbitMQ takes it."""
+"""Storing a record: confirmed by RabbitMQ immediately, or kept in the outbox until RabbitMQ takes it."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from .request import DiagnoseRequest, DiagnoseRequestError
 
 
 class Reading:
-    """Reads part by part, and tells each at once, so that whoever ends this program has what it read until then.
+    """Reads part by part, and prints each immediately, so that what was read is kept when this program is killed.
 
     Args:
         request: what is to be read.

@@ -17,8 +17,8 @@ class DiagnoseRequest:
     Attributes:
         config_module: module named by ``CELERY_CONFIG_MODULE``; None keeps the environment's.
         python_path: directories put in front of ``sys.path``, as ``PYTHONPATH`` of the service does.
-        nodes: node names that are asked for everything, beside those that nobody declares.
-        others: node names that somebody else asks for everything.
+        nodes: node names that are asked for everything, beside undeclared ones.
+        others: node names that are asked for everything elsewhere.
         timeout: seconds that connecting, or one answer, may take.
     """
 

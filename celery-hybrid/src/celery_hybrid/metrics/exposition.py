@@ -46,7 +46,7 @@ class _Handler(WSGIRequestHandler):
     timeout = _CLIENT_SECONDS
 
     def log_message(self, *_: Any) -> None:
-        """A scrape is no news."""
+        """Do not log scrapes."""
 
 
 _servers: weakref.WeakSet[_Server] = weakref.WeakSet()

@@ -265,7 +265,7 @@ class Link:
     def tick(self) -> None:
         """Answer and send heartbeats of an idle connection, and notice that the other end has closed it."""
         if self._connection is None or not self._lock.acquire(blocking=False):
-            return  # in use: whoever uses it finds out by itself
+            return  # in use: its user finds out by itself
         try:
             if self._connection is not None:
                 with contextlib.suppress(TimeoutError):

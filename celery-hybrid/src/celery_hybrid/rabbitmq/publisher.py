@@ -119,7 +119,7 @@ class Publisher:
                 raise
 
     def probe(self, record: Record) -> None:
-        """Publish a small record, which nobody sees, to where this one goes; raises what :meth:`publish` does."""
+        """Publish a small record, which no reader sees, to where this one goes; raises what :meth:`publish` does."""
         message = Record("", SEED, subject=SEED).to_message()
         key = record.routing_key(self._options.partitions)
         self._send(_Parcel("a test message", message, record.exchange, key), None)

@@ -21,7 +21,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
 
 
 class Receiver:
-    """Receives messages in a thread; what it does with them is said by those who derive from it.
+    """Receives messages in a thread; what it does with them is up to subclasses.
 
     Args:
         servers: where.
@@ -54,7 +54,7 @@ class Receiver:
         self._stopping = threading.Event()
         #: Counts the times that it was (re)connected.
         self.generation = 0
-        #: Why nothing is received, None when something is or nobody has asked for it.
+        #: Why nothing is received, None when something is, or none was asked for.
         self.failure: ResultStoreError | None = None
 
     @property

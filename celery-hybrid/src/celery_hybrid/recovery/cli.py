@@ -35,7 +35,7 @@ def _tasks(context: click.Context) -> Iterator[TaskRecovery]:
     # Whatever the workers use: its steps are atomic, and its keys are kombu's.
     transport.install()
     try:
-        # Whoever waits for an answer puts back what is overdue, by the way; looking must not.
+        # A channel that waits for an answer also restores what is overdue; listing must not.
         with context.obj.app.connection_for_write(transport_options={"unacked_restore_limit": 0}) as connection:
             connection.ensure_connection(max_retries=1, interval_start=0.2)
             yield TaskRecovery(connection)
@@ -56,7 +56,7 @@ def tasks(context: click.Context) -> None:
 @click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def listed(context: click.Context, queues: tuple[str, ...], timeout: float, as_json: bool) -> None:
-    """Show what waits, what is in hand and of whom, and what waits in the outbox of this host."""
+    """Show waiting tasks, unacknowledged ones and who has them, and the outbox of this host."""
     app = context.obj.app
     with _tasks(context) as found:
         names = sorted(queues or app.amqp.queues)
@@ -269,7 +269,7 @@ def _outboxes(app: Any) -> Iterator[tuple[Delivery, Outbox, Any]]:
 
 
 def _in_hand(app: Any, found: TaskRecovery, timeout: float) -> tuple[list[str], list[InHand]]:
-    # First what is in hand: what is taken meanwhile is not in question.
+    # First what is unacknowledged: what is taken meanwhile is not in question.
     in_hand = found.in_hand()
     held = held_by_workers(app, found.connection, timeout)
     known = {task_id for ids in held.values() for task_id in ids}

@@ -1,4 +1,4 @@
-"""Tasks in Redis, for people: what waits and what is in hand, purged into a file, put back, recovered.
+"""Tasks in Redis, for people: waiting and unacknowledged ones, purged into a file, put back, recovered.
 
 A message that is purged is in its queue, then in a list of its own in Redis, and leaves that when it is on the disk.
 Each step is one script, so a command that is killed at any point can be given again: nothing is lost, nothing is twice.
@@ -32,7 +32,7 @@ from celery_hybrid.files import sync_folder_of
 PURGES = "celery.purges"
 #: Seconds that Redis remembers what was put back.
 REMEMBERED = 60 * 24 * 3600
-#: Seconds. What was taken, or claimed anew, within them is on its way.
+#: Seconds. What was taken, or claimed again, within them is on its way.
 GRACE = 60.0
 
 _BATCH = 500
@@ -47,7 +47,7 @@ return #found
 """
 
 _DROP = """
--- Removes the oldest of what is being purged, because they are on the disk. Returns 0 when somebody else is at it.
+-- Removes the oldest of what is being purged, because they are on the disk. Returns 0 when another command has it.
 -- KEYS: what is being purged, the purges.  ARGV: queue, its purge as it was, as it is now, how many.
 if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
 redis.call('RPOP', KEYS[1], ARGV[4])
@@ -148,7 +148,7 @@ class InHand:
     Attributes:
         tag: names it in ``unacked``.
         entry: what is there.
-        taken: when it was taken or claimed anew last, in seconds since the epoch by Redis' clock.
+        taken: when it was last taken or claimed, in seconds since the epoch by Redis' clock.
         age: seconds since then.
         queue, task, task_id: of the message; empty when it does not say.
         overdue: for longer than the visibility timeout.
@@ -175,7 +175,7 @@ class InHand:
         return "no worker that answers has it" if self.age > GRACE else "on its way"
 
     def stuck(self, gone: bool) -> bool:
-        """Tell whether to put it back.
+        """Return whether to put it back.
 
         Args:
             gone: the workers that do not answer are dead.
@@ -211,7 +211,7 @@ class TaskRecovery:
         return {name: int(self._redis.llen(self._key(name))) for name in self._channel._lists([queue])}
 
     def set_aside(self) -> dict[str, int]:
-        """Return how many elements were set aside because they are no messages, or no queue takes them."""
+        """Return how many elements were set aside because they are not messages, or no queue takes them."""
         names = (self._channel.undecodable_key, self._channel.deadletter_queue)
         return {name: sum(self.waiting(name).values()) for name in names if name}
 
@@ -338,7 +338,7 @@ class TaskRecovery:
     def _marker(self, purge: str) -> str:
         return self._key(f"celery.put-back.{purge}")
 
-    # -- what is in hand ------------------------------------------------------------------------------------------
+    # -- unacknowledged ------------------------------------------------------------------------------------------
 
     def in_hand(self) -> list[InHand]:
         """Return what was taken and is not acknowledged, the oldest first."""
@@ -364,7 +364,7 @@ class TaskRecovery:
     def recover(self, messages: Iterable[InHand]) -> Iterator[tuple[InHand, bool]]:
         """Put messages back into their queues, to be taken next; tell of each whether it was still there.
 
-        One that is acknowledged or claimed anew meanwhile is left alone.
+        One that is acknowledged or claimed again meanwhile is left alone.
         """
         for message in messages:
             with self._channel.conn_or_acquire() as client:

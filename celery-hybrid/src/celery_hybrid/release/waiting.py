@@ -1,4 +1,4 @@
-"""Wait until every worker instance of this host answers, or say at once that one does not live.
+"""Wait until every worker instance of this host answers, or report immediately that one is dead.
 
 The ``worker`` role pipes this program, with a call of :func:`main` after it, to the Python of the workers' virtual
 environment, as their user and with their environment. The last line of its output is
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# A unit that was started this long ago, and not since, is no unit that dies at its start.
+# A unit that was started this long ago, and not since, did not die at its start.
 STEADY_SECONDS = 5
 
 
@@ -42,7 +42,7 @@ def dead(now: dict[str, str], before: dict[str, str]) -> str:
 
 
 def steady(state: dict[str, str]) -> bool:
-    """Tell whether a unit has been active for a while."""
+    """Return whether a unit has been active for a while."""
     since = int(state["ActiveEnterTimestampMonotonic"] or 0) / 1e6
     return state["ActiveState"] == "active" and time.monotonic() - since > STEADY_SECONDS
 
@@ -86,7 +86,7 @@ def wait(
                 for unit, node in silent.items()
                 if node not in answered and not (unit in deaf and steady(now[unit]))
             }
-        # Beat answers nobody. One that was just started has a moment to die.
+        # Beat answers no pings. One that was just started has a moment to die.
         if not silent and all(steady(now[unit]) or unit != "celery-beat" for unit in units):
             return []
         if clock() > deadline:

@@ -280,7 +280,7 @@ class Chords:
         except OperationalError as exc:
             raise _MissingError(repr(exc)) from exc
         except Exception as exc:
-            # A queue that is no list, or one that this user may not write to.
+            # A queue that is not a list, or one that this user may not write to.
             raise _LaterError(f"Redis refuses it: {exc}") from exc
 
     def _fail(self, body: Any, error: ChordError) -> None:
@@ -400,7 +400,7 @@ class MainProcessChords(Chords):
         self.backend.store.chords.take(request, self._part(request, status, result), self)
 
     def leave_abandoned(self) -> None:
-        """Let tasks finish the chords that nobody is finishing.
+        """Let tasks finish the chords that no process is finishing.
 
         Raises:
             kombu.exceptions.OperationalError: Redis does not answer in time.
@@ -419,7 +419,7 @@ class MainProcessChords(Chords):
         """Count the end of a task.
 
         Raises:
-            kombu.exceptions.OperationalError: Redis does not answer at once.
+            kombu.exceptions.OperationalError: Redis does not answer immediately.
         """
         try:
             answer = self._count(request, part)
@@ -451,7 +451,7 @@ class MainProcessChords(Chords):
 
 
 class ChordSweeper:
-    """Finds, in a thread of a worker's main process, the chords that nobody is finishing.
+    """Finds, in a thread of a worker's main process, the chords that no process is finishing.
 
     Args:
         app: returns the Celery application, or None when it is gone.
@@ -479,7 +479,7 @@ class ChordSweeper:
         self._wake.set()
 
     def take(self, request: Any, part: Part, chords: MainProcessChords) -> None:
-        """Count the end of a task now, or in the thread when Redis does not answer at once."""
+        """Count the end of a task now, or in the thread when Redis does not answer immediately."""
         if not self._waiting:
             try:
                 chords.count_now(request, part)

@@ -84,14 +84,14 @@ def _text(status: Any) -> str:
 
 
 def _agree(inside: Any, header: str) -> bool:
-    """Tell whether the states in body and header agree. Those that decide something have to, to the letter."""
+    """Return whether the states in body and header agree. Those that decide something have to, to the letter."""
     return inside == header or not {_text(inside), header} & states.ALL_STATES
 
 
 class Refusals:
     """Counts the records that were refused, and says each once.
 
-    A record is looked at again and again while somebody waits for it, so it is remembered for a while.
+    A record is looked at again and again while a caller waits for it, so it is remembered for a while.
 
     Args:
         dead_letter: publishes the copy that is kept for a person to look at.

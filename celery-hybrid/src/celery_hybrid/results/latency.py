@@ -31,7 +31,7 @@ class Table:
     """Numbers of all processes of a worker. It is made before they are."""
 
     def __init__(self) -> None:
-        # Anonymous and shared (MAP_SHARED), so children inherit it; pages that nobody writes take no memory.
+        # Anonymous and shared (MAP_SHARED), so children inherit it; pages that are never written take no memory.
         self._memory = mmap.mmap(-1, ROWS * _WIDTH * 8)
         self._numbers = memoryview(self._memory).cast("d")
         # Threads of one process; children begin with a new one.

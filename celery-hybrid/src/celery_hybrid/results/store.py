@@ -44,7 +44,7 @@ class Store:
         app: the Celery application.
         url: the value of ``result_backend``.
         options: of the backend.
-        expires: seconds that results are kept for, None for ever.
+        expires: seconds that results are kept for, None for no limit.
 
     Raises:
         OptionError: the URL is malformed.
@@ -207,7 +207,7 @@ class Store:
         return [outbox for outbox in self._outboxes.values() if outbox is not None]
 
     def after_fork(self) -> None:
-        """Begin anew in a child: its parent goes on using the connections, and locks may be held for ever."""
+        """Begin again in a child: its parent goes on using the connections, and locks may never be released."""
         for part in self._parts:
             if part is not None:
                 part.abandon()
@@ -272,7 +272,7 @@ def share_address(app: Any) -> str:
     address = str(given if given == oid_from(app) else uuid.uuid4())
     # Of the same class as before, which is a greenlet's when gevent has patched threads.
     base = local if known is None else local.__mro__[1]
-    # A task that must not wait sends others on behalf of whoever waits for it (Task.replace, chains, chords).
+    # A task that must not wait sends others on behalf of the client that waits for it (Task.replace, chains, chords).
     oid = property(lambda _: _waiting_client() or address)
     app._local = type("ProcessLocal", (base,), {"oid": oid, _ADDRESS: address, _OWNER: os.getpid()})()
     return address

@@ -66,7 +66,7 @@ class PollSchedule:
         self._latest = self.due_at + longest
 
     def due(self) -> bool:
-        """Tell whether it is time to look."""
+        """Return whether it is time to look."""
         return time.monotonic() >= self.due_at
 
     def pushed(self) -> None:
@@ -81,7 +81,7 @@ class PollSchedule:
 
 
 def _has_failed(p: Any) -> bool:
-    """Tell from its promise whether a result is there and is no good one."""
+    """Return from its promise whether a result is there and is a failure."""
     results = p.value[0] if p.ready and p.value else ()
     return any(isinstance(result, AsyncResult) and result.state in states.PROPAGATE_STATES for result in results)
 
@@ -105,8 +105,8 @@ def _parents_of(result: Any) -> frozenset[str]:
 class ResultConsumer(BaseResultConsumer):
     """Collects results for the waiters of one backend, which is those of one thread.
 
-    Several threads may wait for results of the same backend. Whoever takes a record hands it over, also when it is
-    another's, and wakes all others to look whether it was theirs.
+    Several threads may wait for results of the same backend. The thread that takes a record hands it over, also when
+    it is another's, and wakes all others to check whether it was theirs.
     """
 
     backend: WaitingBackend
@@ -141,7 +141,7 @@ class ResultConsumer(BaseResultConsumer):
         """Nothing to do: the receiving thread belongs to the process."""
 
     def on_after_fork(self) -> None:
-        """Begin anew in a child."""
+        """Begin again in a child."""
         self._reset()
 
     def consume_from(self, task_id: str) -> None:
@@ -165,7 +165,7 @@ class ResultConsumer(BaseResultConsumer):
     # What the receiving thread calls.
 
     def wants(self, task_id: str) -> bool:
-        """Tell whether somebody waits for this task."""
+        """Return whether a caller waits for this task."""
         return task_id in self._wanted
 
     def deliver(self, record: Record) -> None:
@@ -213,7 +213,7 @@ class ResultConsumer(BaseResultConsumer):
 
         Args:
             p: ``on_ready`` of the result.
-            timeout: seconds; None waits for ever.
+            timeout: seconds; None waits indefinitely.
             on_interval: called now and then, at least every two seconds.
 
         Raises:
@@ -298,7 +298,7 @@ class ResultConsumer(BaseResultConsumer):
     def _schedule(self, timeout: float | None, first: float | None = None) -> PollSchedule:
         options, store = self.backend.options, self.backend.store
         if not store.replies.listening or not all(store.mailbox.expects(task_id) for task_id in list(self._wanted)):
-            # Sent for somebody else, or pushed already: it may well be there.
+            # Sent for another client, or pushed already: it may well be there.
             first = 0.0
         pushed = store.replies.listening
         if first is None:
@@ -339,7 +339,7 @@ class ResultConsumer(BaseResultConsumer):
         )
 
     def _one_by_one(self, wanted: Collection[str], remaining: float | None) -> dict[str, Record]:
-        """Look for each result on its own; whoever waits for one that cannot be looked up gets the error."""
+        """Look for each result on its own; a caller that waits for one that cannot be looked up gets the error."""
         found: dict[str, Record] = {}
         for task_id in wanted:
             try:
@@ -367,7 +367,7 @@ class ResultConsumer(BaseResultConsumer):
             self._changed.notify_all()
 
     def _hand_over(self, record: Record) -> None:
-        # Delivered twice, by push and from the archive, or no longer waited for: Celery would keep it for ever.
+        # Delivered twice, by push and from the archive, or no longer waited for: Celery would keep it indefinitely.
         if record.id not in self._wanted:
             return
         meta = self.backend.meta_of(record)

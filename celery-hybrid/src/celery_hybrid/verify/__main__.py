@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _line(out: TextIO, data: dict[str, Any]) -> None:
-    """Print a line at once, so that whoever ends this program has what it found until then."""
+    """Print a line immediately, so that what was found is kept when this program is killed."""
     out.write(json.dumps(data) + "\n")
     out.flush()
 

@@ -195,7 +195,7 @@ class Broker:
             except redis.exceptions.NoPermissionError:
                 refused.append(command[0])
             except redis.exceptions.ResponseError as exc:
-                # A key of another type is somebody's mistake, but it shows that the command is allowed.
+                # A key of another type is a mistake of others, but it shows that the command is allowed.
                 if not str(exc).startswith("WRONGTYPE"):
                     raise
         if refused:

@@ -151,7 +151,7 @@ class Canaries:
         broker: where the tasks go.
         results: where the results must arrive.
         queues: queues that get a canary each.
-        avoided: queues that get none, because nobody consumes them.
+        avoided: queues that get none, because no worker consumes them.
         timeout: seconds one round trip may take.
         letters: where refused messages must arrive; without, none is sent.
     """
@@ -321,7 +321,7 @@ class Canaries:
         return f"{canary.stream} offset {offset}: {wanted}, in a stream, {len(message.body)} bytes, read twice"
 
     def _refused(self, queue: str) -> str:
-        """Send a task as nobody should, and take its dead letter away again."""
+        """Send a task as no client should, and remove its dead letter again."""
         why = self._letters.unreadable()
         if why:
             raise Skipped(why)
@@ -360,7 +360,7 @@ class Canaries:
         return f"refused, and among the dead letters after {took:.0f} ms; the letter was removed"
 
     def _parked_message(self) -> str:
-        """Put a task message where nobody consumes, look at it, take it away."""
+        """Put a task message where no worker consumes, check it, and remove it."""
         app, client = self._app, self._broker.client
         key = f"celery.verify.{uuid.uuid4()}"
         message = app.amqp.create_task_message(str(uuid.uuid4()), TASK, [secrets.token_hex(8)], {})
@@ -412,7 +412,7 @@ class Canaries:
                 break
         if found:
             found = list(dict.fromkeys(found))
-            # Each carries this canary's id, or this process's; nobody else will ever take it away.
+            # Each carries this canary's id, or this process's; nothing else will ever remove it.
             client.delete(*found)
             raise Failed(f"found, and removed: {', '.join(found)}")
         if not complete:
@@ -430,7 +430,7 @@ class Canaries:
         return str(state)
 
     def _take_back(self, canary: QueueCanary) -> bool:
-        """Remove a task that nobody took from its queue; whether it was there."""
+        """Remove a task that no worker took from its queue; return whether it was there."""
         client = self._broker.client
         channel = self._broker.channel
         for priority in channel.priority_steps:

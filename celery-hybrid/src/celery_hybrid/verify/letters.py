@@ -9,7 +9,7 @@ from typing import Any
 
 from .results import DEAD_LETTERS, ResultChecks
 
-#: Letters that may be looked through; nobody else sees them meanwhile.
+#: Letters that may be searched; no other client sees them meanwhile.
 MOST = 3000
 # Seconds for which a look keeps them, and longest pause before the next one.
 _LOOK, _PAUSE = 2.0, 0.5
@@ -20,7 +20,7 @@ class DeadLetterFinder:
 
     Args:
         results: where RabbitMQ is.
-        login: ``user`` and ``password``; or ``reason``, why there is no look.
+        login: ``user`` and ``password``; or ``reason``, why letters are not searched.
     """
 
     def __init__(self, results: ResultChecks, login: Mapping[str, Any]) -> None:
@@ -64,7 +64,7 @@ class DeadLetterFinder:
                     elif task_id.encode() in _bytes(message.body):
                         channel.basic_ack(message.delivery_tag)
                         return str(message.delivery_info["routing_key"])
-            # The others are in their places again; another look, of whoever, may have had it.
+            # The others are in their places again; another client may have had it.
             time.sleep(random.uniform(0, _PAUSE))  # noqa: S311
         return None
 

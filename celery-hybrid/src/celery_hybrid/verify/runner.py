@@ -52,7 +52,7 @@ def run(request: VerifyRequest, tell: Callable[[Check], None] = lambda _: None) 
         workers.check(report, settings.agreed(request.expected), queues)
         workers.check_connections(report, request.broker_facts, request.results_facts)
         broker.check_bindings(report, sorted(set(queues) & workers.consumed))
-        # Sending to a queue that nobody declared would create it.
+        # Sending to an undeclared queue would create it.
         unknown = set(queues) - set(declared_queues(app)) - workers.consumed
         avoided = {*unknown, *workers.unconsumed(queues)}
         canaries = Canaries(

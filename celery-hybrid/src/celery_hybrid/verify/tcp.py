@@ -22,7 +22,7 @@ def reach(host: str, port: int, timeout: float) -> str:
         ``host:port``.
 
     Raises:
-        Failed: nobody there.
+        Failed: nothing listens there.
     """
     place = f"{host}:{port}"
     try:
@@ -55,7 +55,7 @@ def shaken(sock: Any) -> str:
         sock: the socket of a connection that the checked client has made, so that these are its own rules.
 
     Raises:
-        Failed: it is in clear, believes any server, or the certificate ends soon.
+        Failed: it is not encrypted, trusts any server, or the certificate ends soon.
     """
     if not isinstance(sock, ssl.SSLSocket):
         raise Failed("the connection is not encrypted")

@@ -87,7 +87,7 @@ class Workers:
         )
 
     def unconsumed(self, queues: Sequence[str]) -> list[str]:
-        """Queues that certainly nobody consumes: every node that was asked has answered without them."""
+        """Queues that certainly no worker consumes: every node that was asked has answered without them."""
         if not self._conf or set(self._queues) != {*self._conf, *self._nodes}:
             return []
         return [queue for queue in queues if queue not in self.consumed]

@@ -1,15 +1,15 @@
-"""The consumer of a worker (``worker_consumer``): keeps tasks while Redis comes and goes, and puts bad ones away.
+"""The consumer of a worker (``worker_consumer``): keeps tasks while Redis comes and goes, and dead-letters bad ones.
 
 What it adds to Celery's own:
 
 * When the connection to Redis is lost, Celery (5.7) exits, or puts the messages of running tasks back, so that they run
-  twice. Here what is running stays in hand: its message moves to the next connection and is acknowledged there. What is
-  not running yet (ETA, prefetched) goes back to its queue as soon as Redis answers.
-* While a task is in hand its claim in Redis is renewed, so the visibility timeout only has to be longer than an outage,
-  not than the longest task or ETA. It starts to count when the worker dies. A claim that is lost all the same, because
-  this worker was paused or cut off for longer, is noticed: what had not begun does not begin here, and nothing is done
-  to the claim of the worker that has the task now.
-* Every message that Celery would log and delete is put away first, see
+  twice. Here a running task stays with its worker: its message moves to the next connection and is acknowledged
+  there. What is not running yet (ETA, prefetched) goes back to its queue as soon as Redis answers.
+* While a task is unacknowledged its claim in Redis is renewed, so the visibility timeout only has to be longer than an
+  outage, not than the longest task or ETA. It starts to count when the worker dies. A claim that is lost all the same,
+  because this worker was paused or cut off for longer, is noticed: what had not begun does not begin here, and nothing
+  is done to the claim of the worker that has the task now.
+* Every message that Celery would log and delete is dead-lettered first, see
   :mod:`celery_hybrid.dead_letters.letter`; one that would make the worker exit, too.
 """
 
@@ -53,13 +53,13 @@ from celery_hybrid.worker.request import Request
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between looks after what is in hand, at most.
+#: Longest time in seconds between two renewals of the claims.
 _CARE_INTERVAL = 5.0
 #: Longest pause between two attempts to connect; Celery's grows to 30 s, which is the time in which a worker shall
 #: consume again.
 _LONGEST_PAUSE = 5.0
 # The kernel ends a connection whose other end is silent for a quarter of a minute, whether something was sent
-# (TCP_USER_TIMEOUT, milliseconds) or not. Without that a dead BRPOP is waited for (kombu before 5.7: for ever).
+# (TCP_USER_TIMEOUT, milliseconds) or not. Without that a dead BRPOP is waited for (kombu before 5.7: indefinitely).
 _SOCKET = {socket.TCP_USER_TIMEOUT: 15_000, socket.TCP_KEEPIDLE: 5, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 2}
 _OPTIONS = {
     "socket_keepalive": True,
@@ -117,7 +117,7 @@ class Consumer(base.Consumer):  # type: ignore[misc]
     # Connections
 
     def ensure_connected(self, conn: Any) -> Any:
-        """Connect, for ever if need be, and notice when the other end is gone."""
+        """Connect, retrying indefinitely, and notice when the other end is gone."""
         if conn.transport.driver_type == "redis":
             conn.transport_options = {**_OPTIONS, **(conn.transport_options or {})}
         connect = conn.ensure_connection
@@ -149,7 +149,7 @@ class Consumer(base.Consumer):  # type: ignore[misc]
         return conn
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """Keep what is in hand, while Celery gets rid of the connection."""
+        """Keep unacknowledged messages, while Celery gets rid of the connection."""
         self._lost = self._interrupted = True
         for channel in _channels(self.connection):
             # Redis is gone, so nothing can be put back now: Celery 5.7 exits when it tries. And what is running must
@@ -185,7 +185,7 @@ class Consumer(base.Consumer):  # type: ignore[misc]
         state.reserved_requests.update(self._known)
 
     def take_over(self) -> None:
-        """Bring what is in hand to the new connection: what runs stays, all else goes back to its queue."""
+        """Take unacknowledged messages over to the new connection: what runs stays, all else is requeued."""
         channel = self.task_consumer.channel
         running = {
             request._message.delivery_tag
@@ -309,13 +309,13 @@ class Consumer(base.Consumer):  # type: ignore[misc]
         return message.channel is not None
 
     def _care_later(self) -> None:
-        # A greenlet's timer has nobody to tell.
+        # Nothing catches the errors of a greenlet's timer.
         if self.connection is None:
             return
         try:
             self._care()
         except Exception as exc:
-            # Lost, unless a greenlet's timer has it, which has nobody to tell; or Redis refuses, being a replica now.
+            # Lost, unless a greenlet's timer has it, whose errors nothing catches; or Redis is a replica now.
             if self.hub and isinstance(exc, self.connection_errors):
                 raise
             logger.warning("Redis does not renew the claims of this worker; retrying: %r", exc)
@@ -337,7 +337,7 @@ class Consumer(base.Consumer):  # type: ignore[misc]
         """
         tag = message.delivery_tag
         self._owed[tag] = (message, requeue)
-        # The name that Celery 5.7 has for what may be done at once where there is no event loop.
+        # The name that Celery 5.7 has for what may be done immediately where there is no event loop.
         soon: Any = getattr(self, "call_soon_ack", self.call_soon)
         soon(self._settle, tag)
 
@@ -358,7 +358,7 @@ class Consumer(base.Consumer):  # type: ignore[misc]
         self._owed.pop(tag, None)
 
     def leave(self, message: Any) -> None:
-        """Let go of a message that can neither be used nor put away; Redis brings it again after a while."""
+        """Let go of a message that can neither be used nor dead-lettered; Redis brings it again after a while."""
         self._owed.pop(message.delivery_tag, None)
         self._held.pop(message.delivery_tag, None)
         if message.channel is not None:
@@ -415,7 +415,7 @@ class Consumer(base.Consumer):  # type: ignore[misc]
                 task.Request = type(kind.__name__, (kind,), {"consumer": self})
             elif own.consumer is not self:
                 task.Request = type(own.__name__, (own,), {"consumer": self})
-            # Put back for ever; lost_retries of worker_dead_letters has an end.
+            # Requeued indefinitely; lost_retries of worker_dead_letters has an end.
             task.reject_on_worker_lost = False
         super().update_strategies()
 
@@ -446,7 +446,7 @@ class Consumer(base.Consumer):  # type: ignore[misc]
         return on_task_received
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
-        """A message cannot be decoded."""
+        """Dead-letter a message that cannot be decoded."""
         if str((message.delivery_info or {}).get("exchange")).endswith(".pidbox"):
             # Of a worker that asks its neighbours, for example; no task is lost with it.
             logger.warning("Ignoring a remote control command: %s", exc)
@@ -455,16 +455,16 @@ class Consumer(base.Consumer):  # type: ignore[misc]
         self._put_away(message, reason, exc, partial(super().on_decode_error, message, exc))
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
-        """A message is no task's."""
+        """Dead-letter a message that is not a task message."""
         exc = InvalidTaskError("it names no task")
         self._put_away(message, MALFORMED, exc, partial(super().on_unknown_message, body, message))
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
-        """No task of that name is registered."""
+        """Dead-letter a message whose task is not registered."""
         self._put_away(message, UNKNOWN, exc, partial(super().on_unknown_task, body, message, exc))
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
-        """A task's message is malformed, or its content type is not accepted."""
+        """Dead-letter a message that is malformed, or whose content type is not accepted."""
         if isinstance(exc, ContentDisallowed):
             reason = REFUSED
         else:
@@ -472,7 +472,7 @@ class Consumer(base.Consumer):  # type: ignore[misc]
         self._put_away(message, reason, exc, partial(super().on_invalid_task, body, message, exc))
 
     def on_undecodable(self, raw: bytes, queue: str, reason: str) -> bool:
-        """Put an element of a queue away that is no message at all; what the transport asks.
+        """Dead-letter an element of a queue that is not a message; what the transport calls.
 
         Returns:
             whether it is kept durably and may be removed.
@@ -497,7 +497,7 @@ class Consumer(base.Consumer):  # type: ignore[misc]
             self.settle(message)
 
     def _read_undeliverable(self) -> None:
-        """Put away what publishers could not route: kombu keeps it in a queue that nobody reads."""
+        """Dead-letter what publishers could not route: kombu keeps it in a queue that has no consumer."""
         name = (self.connection.transport_options or {}).get("deadletter_queue")
         if not name:
             return
@@ -585,5 +585,5 @@ def _request_of(message: Any) -> Any:
 
 
 def _runs(request: Any) -> bool:
-    """Tell whether a request is in the pool, and its task not cancelled."""
+    """Return whether a request is in the pool, and its task not cancelled."""
     return request._apply_result is not None and not request._already_cancelled

@@ -36,7 +36,7 @@ LOGGERS = ("celery", "celery.task", "celery_hybrid", "kombu", "amqp")
 DEFAULT_SECONDS = 600.0
 _LONGEST = 86_400.0
 _SIZE = 16_384
-# Of the real-time signals, which nobody else here uses; NPTL keeps the first two for itself.
+# Of the real-time signals, which nothing else here uses; NPTL keeps the first two for itself.
 _SIGNAL = signal.SIGRTMIN + 9
 _TRACES = ("_log_connection", "_log_channel")
 
@@ -128,7 +128,7 @@ def _on_signal(*_: Any, **__: Any) -> None:
     signature="LEVEL|reset [SECONDS=600] [LOGGER ...]",
 )
 def log_level(state: Any, words: Any = (), **_: Any) -> dict[str, Any]:
-    """Set the level of loggers for some seconds, in all processes of the worker; 'reset' puts it back at once."""
+    """Set the level of loggers for some seconds, in all processes of the worker; 'reset' puts it back immediately."""
     given = [str(word) for word in words]
     level, loggers = (given or [""])[0], given[2:]
     try:

@@ -1,7 +1,7 @@
 """Requests: what a worker does when a task has ended badly.
 
-Celery acknowledges a task that failed, and deletes its message. Here it is put away before; and a task whose process
-died, ran out of memory or hit the hard time limit is sent again, a limited number of times.
+Celery acknowledges a task that failed, and deletes its message. Here it is dead-lettered before; and a task whose
+process died, ran out of memory or hit the hard time limit is sent again, a limited number of times.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class Request(base.Request):  # type: ignore[misc]
             self._consumer.settle(self._message)
 
     def reject(self, requeue: bool = False) -> None:
-        """Give the message back, or away for good: then it is put away first."""
+        """Requeue the message, or reject it for good: then it is dead-lettered first."""
         if self.acknowledged:
             return
         if self._decided:
@@ -287,15 +287,15 @@ class Request(base.Request):  # type: ignore[misc]
             self._leave()
 
     def _stopped(self) -> bool:
-        """Tell whether the task was ended on purpose: it goes on elsewhere, or shall not."""
+        """Return whether the task was ended on purpose: it goes on elsewhere, or shall not."""
         return bool(self._already_cancelled or self._already_revoked or state.should_terminate)
 
     def _reason(self, exc: BaseException) -> str | None:
-        """Return why a task is put away; None when that is Celery's own business."""
+        """Return why a task is dead-lettered; None when that is Celery's own business."""
         if self._stopped() or isinstance(exc, (Terminated, Ignore, Retry, SystemExit, KeyboardInterrupt)):
             return None
         if isinstance(exc, Reject):
-            # Celery's word for a retry() that could not be sent: the task shall run again, nobody has refused it.
+            # Celery's word for a retry() that could not be sent: the task shall run again, it was not rejected.
             # kombu hands some errors of a full or failing Redis on as they are.
             unsent = isinstance(exc.reason, (OperationalError, RedisError))
             return None if exc.requeue else LOST if unsent else REJECTED
