@@ -324,7 +324,7 @@ APPLICATION = "from celery import Celery\napp = Celery('x', set_as_current=False
 def test_an_application_that_leaves_the_file_alone(configuration):
     found = verdicts(configuration(APPLICATION + "@app.task\ndef one(): pass\n"))
     assert found["settings.application"].ok
-    assert found["settings.application"].actual == "x, 1 tasks of its own"
+    assert found["settings.application"].actual == "x, 1 task of its own"
 
 
 def test_an_application_that_overrides_the_file(configuration):
@@ -615,7 +615,7 @@ def without(kind, name):
         (without("exchanges", "celery.dlx"), "_dlx", (), "celery.dlx does not exist"),
         (change("exchanges", "celery.dlx", durable=False), "_dlx", (), "durable is False"),
         (facts(partitions=3), "_partitions", (), "RabbitMQ has 3 streams, the configuration says 2"),
-        (facts(partitions=1), "_partitions", (), "RabbitMQ has 1 streams, the configuration says 2"),
+        (facts(partitions=1), "_partitions", (), "RabbitMQ has 1 stream, the configuration says 2"),
         (without("bindings", "celery.results.1"), "_bindings", (), "not bound: celery.results.1"),
         (
             change("bindings", "celery.reply.1", routing_key="celery.results.1"),
@@ -648,7 +648,7 @@ def without(kind, name):
         ({"bindings": [1]}, "_bindings", (), "malformed"),
     ],
 )
-def test_each_difference_of_the_topology_has_a_sentence(given, method, arguments, message):
+def test_each_difference_of_the_topology_is_explained(given, method, arguments, message):
     with pytest.raises(Failed) as caught:
         topology(given, method, *arguments)
     assert message in caught.value.actual

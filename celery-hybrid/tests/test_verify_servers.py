@@ -129,7 +129,7 @@ def test_many_records_of_others_do_not_hide_mine(results, app, canary):
         assert "read twice" in Canaries(app, None, results, [], [], 1.0)._archived(canary, archive, 5.0)
 
 
-def test_a_missing_stream_has_a_sentence(results):
+def test_a_missing_stream_is_explained(results):
     with results.connect() as connection, pytest.raises(Failed, match=r"celery\.results\.999 does not exist"):
         StreamWatcher(connection, ["celery.results.999"])
 
@@ -176,7 +176,7 @@ def changed(url, **parts):
         ({"path": "/%2F"}, "has no rights in the virtual host '/'"),
     ],
 )
-def test_each_way_not_to_be_let_in_by_rabbitmq_has_a_sentence(results_url, parts, message):
+def test_each_refused_login_to_rabbitmq_is_explained(results_url, parts, message):
     results = ResultChecks(changed(results_url, **parts), {}, 5.0, None)
     check = verdict(results._authenticated)
     assert message in check.actual
@@ -275,7 +275,7 @@ def test_a_broker_of_which_nobody_knows(broker, facts, message):
         ({"port": 1}, "broker.reachable", "refuses the connection"),
     ],
 )
-def test_each_way_not_to_be_let_in_by_redis_has_a_sentence(broker_url, app, parts, name, message):
+def test_each_refused_login_to_redis_is_explained(broker_url, app, parts, name, message):
     app.conf.broker_url = changed(broker_url, **parts)
     broker = Broker(app, 2.0)
     report = CheckReport(Mask([app.conf.broker_url]))

@@ -216,7 +216,7 @@ def test_a_worker_with_another_serializer_is_found(deployment):
 
 @pytest.fixture
 def letters(shell):
-    """A user with the rights of those who handle dead letters."""
+    """A user with the rights to handle dead letters."""
     name = f"letters-{uuid.uuid4().hex[:8]}"
     shell.ctl(f"add_user {name} {name}")
     shell.ctl(f"set_permissions -p {shell.vhost} {name} '^$' '^celery[.]dlx$' '^celery[.]dead_letters$'")

@@ -95,10 +95,10 @@ class Records(Protocol):
         """
 
     def replace(self, name: str, text: str, new: str, seconds: int) -> bool:
-        """Replace a record that still has that text; tell whether it was so."""
+        """Replace a record that still has that text; return whether it was so."""
 
     def remove(self, name: str, text: str) -> bool:
-        """Remove a record that still has that text; tell whether it was so."""
+        """Remove a record that still has that text; return whether it was so."""
 
 
 class RedisRecords:

@@ -13,7 +13,7 @@ from hybrid_tasks import make_app
 
 from celery_hybrid.broker import transport
 
-# The pair that belongs together; with kombu's own transport the consumer does the same, but for what is no message.
+# The pair that belongs together. With kombu's own transport only elements that are not messages are not dead-lettered.
 if "CELERY_HYBRID_TEST_STOCK" not in os.environ:
     transport.install()
 

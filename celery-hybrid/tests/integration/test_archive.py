@@ -191,7 +191,7 @@ def test_a_wrong_content_type_is_refused(app, make_app, caplog, fresh):
         Record(task_id, RESULT, status="SUCCESS", body=body, content_type="application/x-python-serialize")
     )
     with caplog.at_level(logging.ERROR):
-        # It is final all the same: who waits gets an error, and does not wait for ever.
+        # It is final all the same: a caller that waits gets an error, and does not wait indefinitely.
         assert app.AsyncResult(task_id).state == states.FAILURE
         assert app.AsyncResult(task_id).state == states.FAILURE
     said = [record.getMessage() for record in caplog.records if task_id in record.getMessage()]
@@ -212,7 +212,7 @@ def test_what_cannot_be_decoded_is_refused(app, caplog):
     assert task_id in caplog.text
 
 
-def test_something_that_is_no_exception_is_not_called(app, caplog):
+def test_something_that_is_not_an_exception_is_not_called(app, caplog):
     task_id = new_id()
     meta = {"status": "FAILURE", "result": {"exc_module": "os", "exc_type": "system", "exc_message": "true"}}
     app.backend.store.publisher.publish(app.backend._codec.encode(task_id, RESULT, meta, "FAILURE"))

@@ -1,4 +1,4 @@
-"""Chords are counted in Redis: values as with Celery's Redis backend, one body whoever dies, nobody disturbed."""
+"""Chords are counted in Redis: values as with Celery's Redis backend, one body whatever dies, no side effects."""
 
 from __future__ import annotations
 

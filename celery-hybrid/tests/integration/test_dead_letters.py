@@ -1,4 +1,4 @@
-"""Bad tasks are put away, each once and as it was; people list, replay and discard them."""
+"""Bad tasks are dead-lettered, each once and as it was; people list, replay and discard them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def wait_until(condition, seconds=30):
 
 @pytest.fixture(scope="module")
 def letters_url(shell, results_url):
-    """URL of a user with the rights of those who handle dead letters."""
+    """URL of a user with the rights of a user who handles dead letters."""
     name = f"letters-{uuid.uuid4().hex[:8]}"
     shell.ctl(f"add_user {name} {name}")
     shell.ctl(f"set_permissions -p {shell.vhost} {name} '^$' '^celery[.]dlx$' '^celery[.]dead_letters$'")
@@ -136,7 +136,7 @@ def send(app, body, content_type="application/json", **headers):
 
 
 def settled(app):
-    """Tell whether Redis has nothing in hand any more."""
+    """Return whether Redis has no unacknowledged message any more."""
     return redis_of(app).hlen("unacked") == 0
 
 

@@ -58,7 +58,7 @@ class Unit:
         raise AssertionError(f"{words} was not said\n{self.log.read_text()}")
 
     def is_fed(self):
-        """Tell whether the watchdog hears from the process within the time that it has."""
+        """Return whether the watchdog hears from the process within the time that it has."""
         end = time.monotonic() + 2
         self.socket.setblocking(False)
         while True:  # what has been said before
@@ -146,7 +146,7 @@ def test_a_stopped_process_does_not_feed_the_watchdog(worker):
 def test_a_loop_that_hangs_is_stuck(pool, worker, make_app):
     one = worker(pool)
     one.wait_for("READY=1")
-    # A broadcast is heard by those who listen already, which is a moment after they are ready.
+    # A broadcast is heard by workers that listen already, which is a moment after they are ready.
     one.wait_for("WATCHDOG=1")
     one.wait_for("WATCHDOG=1")
     make_app().control.broadcast("hang", arguments={"seconds": 8})

@@ -41,7 +41,7 @@ def test_refused_answers_are_left_out_and_the_others_heard(ask, caplog, limit):
     assert caplog.text.count("Ignoring the answer of another worker") == (1 if limit == 3 else 2)
 
 
-def test_a_mailbox_of_somebody_else_is_left_alone():
+def test_a_mailbox_of_another_class_is_left_alone():
     class Own(pidbox.Mailbox):
         pass
 

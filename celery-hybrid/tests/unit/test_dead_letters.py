@@ -171,7 +171,7 @@ class TestTools:
         assert (found.letter, found.id, found.reason) == (None, "m", "rabbitmq.maxlen")
         assert found.line()
 
-    def test_anew(self):
+    def test_headers_of_a_replay(self):
         headers = {"id": "a", "root_id": "a", "retries": 3, "eta": "x", "expires": "y", "x-lost": 2, "group": "g"}
         letter = SimpleNamespace(headers=headers, properties={"correlation_id": "a", "reply_to": "r"}, replays=1)
         again, properties = _anew(letter, False)

@@ -62,7 +62,7 @@ def test_a_task_and_a_group_may_have_the_same_id():
     assert index.find((RESULT, "x"), 0) == DecidingOffsets((1,))
 
 
-def test_what_is_no_record_is_not_found():
+def test_message_that_is_not_a_record_is_not_found():
     assert place("seed", "seed", "", "") == place("other", "other", "", "id-1") == 0
 
 

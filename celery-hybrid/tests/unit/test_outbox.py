@@ -83,7 +83,7 @@ def test_the_bytes_are_bounded(path: Path) -> None:
 
 
 def test_a_record_beyond_the_bound_is_taken_by_an_empty_outbox(path: Path) -> None:
-    # It would block for ever otherwise.
+    # It would block indefinitely otherwise.
     outbox = Outbox(path, 10, 1000)
     outbox.add(record("large", b"x" * 5000), None)
     assert outbox.depth().count == 1

@@ -96,7 +96,7 @@ def test_notify_in_the_abstract_namespace(monkeypatch):
         assert server.recv(100) == b"WATCHDOG=1"
 
 
-def test_a_socket_that_is_gone_is_no_error(monkeypatch, tmp_path):
+def test_a_socket_that_is_gone_is_not_an_error(monkeypatch, tmp_path):
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "none"))
     assert systemd.notify(READY=1) is True
 
@@ -198,7 +198,7 @@ def test_a_task_that_outlives_its_limit_means_a_stuck_pool(where, clock, request
     assert "the task a, whose time limit is 100 s" in looked_at(health, consumer, clock, 10)
 
 
-def test_a_task_without_a_limit_may_run_for_ever(clock, requests):
+def test_a_task_without_a_limit_may_run_indefinitely(clock, requests):
     consumer = Consumer()
     health = systemd.WorkerHealth(consumer, clock=clock)
     requests.active.add(Request("a"))

@@ -30,7 +30,7 @@ def header_of(message, **headers):
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.kind)
 def test_a_glance_sees_what_the_record_says(record):
-    message = record.to_message("somebody")
+    message = record.to_message("client")
     more = {"odd": [1, {"x": 2.5, "y": None}], "flag": True, "x-stream-offset": 2**40}
     delivery = StreamMessage(3, header_of(message, **more), record.body)
     whole = delivery.record()

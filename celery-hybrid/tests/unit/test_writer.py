@@ -114,7 +114,7 @@ def test_whatever_the_reason_the_result_is_kept(
     assert waiting(outbox) == ["a"]
 
 
-def test_nobody_overtakes_those_who_wait(write: Any, publisher: Publisher, outbox: Outbox) -> None:
+def test_record_does_not_overtake_waiting_ones(write: Any, publisher: Publisher, outbox: Outbox) -> None:
     publisher.failure = AWAY
     write("a")
     publisher.failure = None

@@ -51,13 +51,13 @@ READERS = 16
 # Readers that a reading begins with.
 _FIRST_READERS = 4
 
-# So many records are read in the time that it takes to fetch one.
+# Records that are read in the time that it takes to fetch one.
 _WORTH = 60
 
 # Pauses in which the thread that reads ahead looks whether it may go on.
 _BREATH = 0.002
 
-# So many values are worth a filter: it lets through whole chunks, and some others as well.
+# Most values for which a filter is worth it: it lets through whole chunks, and some others as well.
 _FILTERED = 10
 
 # Seconds in which a stream that has something delivers it, many times over.
@@ -157,7 +157,7 @@ class Archive:
         """
         found = self._look_up([(RESULT, task_id) for task_id in task_ids], max_age, timeout, since, pause)
         if max_age is None and since is None:
-            # Not for those who wait for a result: it will be pushed to them, and they only make sure.
+            # Not for callers that wait for a result: it will be pushed to them, and they only make sure.
             self._warm()
         return {key[1]: record for key, record in found.items() if record.kind != FORGET}
 

@@ -416,7 +416,7 @@ class RedisCounter:
         In a task it is tried until Redis answers: without it the task could not be acknowledged either.
 
         Raises:
-            kombu.exceptions.OperationalError: Redis is away, and this is no task.
+            kombu.exceptions.OperationalError: Redis is away, and this is not a task.
             redis.exceptions.ResponseError: Redis refuses it.
         """
         from kombu.exceptions import OperationalError

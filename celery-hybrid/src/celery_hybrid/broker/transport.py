@@ -275,7 +275,7 @@ class Channel(stock.Channel):
 
     unacked_restore_interval = 5
     deadletter_queue = "celery.undeliverable"
-    #: List of what was no message: name of the queue in JSON, reason, and the element as it was, in three lines.
+    #: List of elements that were not messages, in three lines: the queue in JSON, the reason, the element as it was.
     undecodable_key = "celery.undecodable"
     #: Number of the last run. Each take of a message gets a greater one, whichever worker it is.
     run_key = "celery.run"
@@ -1016,7 +1016,7 @@ class Transport(stock.Transport):
     """kombu's Redis transport, with an atomic take.
 
     Attributes:
-        on_undecodable: called with each element that was no message, see :data:`Undecodable`. Set it on an instance,
+        on_undecodable: called with each element that is not a message, see :data:`Undecodable`. Set it on an instance,
             or as a ``staticmethod`` on the class. Until it returns True the element stays in the list
             ``celery.undecodable``; it can be called twice for one element.
     """

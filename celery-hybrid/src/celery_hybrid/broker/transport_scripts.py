@@ -88,7 +88,7 @@ local function take(queue, text)
     if tag then
         name = claim(queue, tag, text)
     else
-        local element = ARGV[7 + queue] .. '\\nis no message of Celery: no delivery tag\\n' .. text
+        local element = ARGV[7 + queue] .. '\\nis not a Celery message: it has no delivery tag\\n' .. text
         name = not failed(redis.pcall('LPUSH', KEYS[3], element), KEYS[3]) and ''
     end
     if not name then return false end

@@ -42,7 +42,7 @@ _MARGIN = 60.0
 # Seconds without a message after which the rest of the journal is taken to have expired.
 _SILENCE = 2.0
 
-# So many records are looked up, or under way to RabbitMQ, at a time.
+# Records that are looked up, or under way to RabbitMQ, at a time.
 _BATCH = 200
 
 

@@ -238,7 +238,7 @@ class Outbox:
         Args:
             seq: its place in the order.
             reason: why it can never be delivered.
-            instead: takes its place, for those who wait; once.
+            instead: takes its place, for waiting clients; once.
         """
         columns = f"reply_to, size, {', '.join(_COLUMNS)}"
 

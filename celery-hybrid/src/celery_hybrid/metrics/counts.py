@@ -157,7 +157,7 @@ class TaskCounts:
     def _wait(self, request: Any) -> float | None:
         """Return for how long a task could have run and did not; None when that is not known.
 
-        The sender's clock and ours may differ, so this is no less than 0.
+        The sender's clock and ours may differ, so this is at least 0.
         """
         headers = request.request_dict
         sent = headers.get(SENT_HEADER)

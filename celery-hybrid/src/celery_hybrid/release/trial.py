@@ -5,7 +5,7 @@ environment. It becomes the user of the workers, imports the application as a wo
 what the application's settings are with what is declared, and logs in to both servers. When the new
 environment is not the one in use, it looks for queued tasks that the application does not have. The last
 line of its output is ``{"problems": [...], "orphans": [...], "overridden": [...], "version": ..., "tasks": [...]}``,
-with a sentence for each problem, for each task that no worker could run, and for each setting of the application that
+with a message for each problem, for each task that no worker could run, and for each setting of the application that
 the declared one has replaced.
 """
 

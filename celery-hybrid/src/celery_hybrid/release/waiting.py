@@ -59,7 +59,7 @@ def wait(
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> list[dict[str, str]]:
-    """Return the units that do not live or do not answer, each with a sentence.
+    """Return the units that do not run or do not answer, each with a message.
 
     Args:
         request: ``instances``, ``deaf`` (those that cannot answer while they work), ``beat``, ``node``

@@ -115,7 +115,7 @@ class Chords:
         """Count the end of a task; when it was the last one, send the body.
 
         Raises:
-            kombu.exceptions.OperationalError: this is no task of a worker, and the broker is away.
+            kombu.exceptions.OperationalError: this is not a task of a worker, and the broker is away.
         """
         self._part_ended(request, self._part(request, status, result), result)
 

@@ -57,7 +57,7 @@ class Sent:
 
 
 class Mailbox:
-    """Brings records to those who wait for them, and keeps those that no caller waits for yet.
+    """Brings records to their waiters, and keeps those that have none yet.
 
     Args:
         limit: bytes to keep; the oldest are dropped beyond it, the archive has them.
@@ -166,7 +166,7 @@ class Mailbox:
         return self._pushed.get(task_id)
 
     def add(self, record: Record) -> None:
-        """Keep what was found in the archive for those who look at it."""
+        """Keep what was found in the archive, for callers of :meth:`look`."""
         with self._lock:
             early = record.id in self._early
             self._keep(record)

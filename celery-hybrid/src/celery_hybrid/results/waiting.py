@@ -119,7 +119,7 @@ class ResultConsumer(BaseResultConsumer):
         # Nobody drains for callbacks of then() in between; where threads are greenlets the receiver does it.
         self._cooperative = detect_environment() != "default"
         self._wanted: set[str] = set()
-        # Ids that were not given as plain text, by their text: Celery finds those who wait by what they have given.
+        # Ids that were not given as plain text, by their text: Celery finds waiters by the id that they gave.
         self._spellings: dict[str, Any] = {}
         # What this thread asks for while it waits.
         self._asked = threading.local()
@@ -169,7 +169,7 @@ class ResultConsumer(BaseResultConsumer):
         return task_id in self._wanted
 
     def deliver(self, record: Record) -> None:
-        """Take a record, and wake those who wait."""
+        """Take a record, and wake the waiters."""
         with self._changed:
             self._inbox.append(record)
             self._changed.notify_all()

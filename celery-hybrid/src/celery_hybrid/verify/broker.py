@@ -25,7 +25,7 @@ _PROBES: tuple[tuple[str, ...], ...] = (
 )
 #: Seconds by which two clocks may differ.
 _CLOCKS = 5.0
-#: Lists of what could not be routed, and of what was no message; workers bring both to the dead letters.
+#: Lists of what could not be routed, and of what is not a message; workers bring both to the dead letters.
 _STRANDED = ("celery.undeliverable", "celery.undecodable")
 
 

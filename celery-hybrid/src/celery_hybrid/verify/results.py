@@ -11,6 +11,8 @@ from typing import Any
 import amqp
 from kombu.utils.url import parse_url
 
+from celery_hybrid.terminal import counted
+
 from .report import CheckReport, Failed, describe
 from .tcp import LEAST_DAYS, RENEW, reach, shaken
 
@@ -253,19 +255,19 @@ class ResultChecks:
         if (self._facts or {}).get("queues") is None:
             with self.connect() as connection:
                 more = _exists(connection, STREAM.format(self.partitions))
-            count = f"more than {self.partitions}" if more else str(self.partitions)
+            count = f"more than {counted(self.partitions, 'streams')}" if more else counted(self.partitions, "streams")
             wrong = more
         else:
             numbers = [match for queue in self._known("queues") if (match := _STREAM_NAME.match(queue["name"]))]
             wrong = len(numbers) != self.partitions
-            count = str(len(numbers))
+            count = counted(len(numbers), "streams")
         if wrong:
             raise Failed(
-                f"RabbitMQ has {count} streams, the configuration says {self.partitions}",
+                f"RabbitMQ has {count}, the configuration says {self.partitions}",
                 "Set partitions in result_backend_transport_options (rabbitmq_partitions) to the same number "
                 "everywhere, or readers search the wrong stream for results.",
             )
-        return f"{count} streams"
+        return count
 
     def _bindings(self) -> str:
         found = {

@@ -16,6 +16,8 @@ from celery.app.utils import filter_hidden_settings, find_app
 from celery.exceptions import ImproperlyConfigured
 from celery.utils.serialization import jsonify
 
+from celery_hybrid.terminal import counted
+
 from .report import CheckReport, Failed, describe
 from .results import SET_RESULT_BACKEND
 
@@ -191,7 +193,8 @@ class Settings:
             ]
             if other:
                 raise Failed("; ".join(other))
-        return f"{app.main or self._name}, {sum(not name.startswith('celery.') for name in app.tasks)} tasks of its own"
+        own_tasks = sum(not name.startswith("celery.") for name in app.tasks)
+        return f"{app.main or self._name}, {counted(own_tasks, 'tasks')} of its own"
 
     def _equal(self, name: str, wanted: Any) -> str:
         value = self._visibility_timeout() if name == "visibility_timeout" else value_of(self._table, name)

@@ -1,4 +1,4 @@
-"""Reachability, with a sentence for each way to fail."""
+"""Reachability, with a message for each way to fail."""
 
 from __future__ import annotations
 

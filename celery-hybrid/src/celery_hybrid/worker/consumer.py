@@ -480,7 +480,7 @@ class Consumer(base.Consumer):  # type: ignore[misc]
         return self.dead_letters.keep(DeadLetter.of_bytes(raw, queue, reason, self.hostname))
 
     def put_away(self, message: Any, reason: str, exc: BaseException | None = None, traceback: str = "") -> bool:
-        """Keep a message as a dead letter; tell whether it may leave Redis."""
+        """Keep a message as a dead letter; return whether it may leave Redis."""
         letter = DeadLetter.of(message, reason, self.queue_of(message), self.hostname, exc, traceback)
         return self.dead_letters.keep(letter)
 

@@ -60,7 +60,7 @@ class _Life:
 
 
 def notify(**values: object) -> bool:
-    """Send assignments to systemd (``READY=1``); tell whether there is one to send to."""
+    """Send assignments to systemd (``READY=1``); return whether there is one to send to."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return False
