@@ -153,8 +153,9 @@ docs: venv ## generate the tables of variables in the READMEs and those of docs/
 	@python3 tools/topology.py
 
 .PHONY: build
-build: venv ## build the collection's tarball into dist/
+build: venv ## build the collection's tarball, and sdist and wheel of celery-hybrid, into dist/
 	@ansible-galaxy collection build --force --output-path dist
+	@python3 -m build --outdir dist $(PACKAGE)
 
 .PHONY: clean
 clean: ## remove everything that make created in this checkout, except the demo

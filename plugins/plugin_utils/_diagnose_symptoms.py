@@ -714,25 +714,24 @@ def results_in_redis(p: Picture) -> t.Iterator[Finding]:
 @symptom
 def outbox(p: Picture) -> t.Iterator[Finding]:
     hosts: dict[str, tuple[str, ...]] = {}
+    kinds: dict[str, str] = {}
     for node, answer in sorted(p.answers.items()):
         store = answer.get("result_store") or {}
-        words = [
-            f"{count} {what} wait"
-            for what, count in (
-                ("results", (store.get("outbox") or {}).get("count")),
-                ("dead letters", (store.get("dead_letters") or {}).get("count")),
-            )
-            if count
-        ]
+        letters = store.get("dead_letters") or {}
+        counts = {"results": (store.get("outbox") or {}).get("count"), "dead letters": letters.get("count")}
+        words = [f"{count} {what} wait" for what, count in counts.items() if count]
         if store.get("circuit") not in (None, "closed"):
             words.append(f"the circuit to RabbitMQ is {store['circuit']}")
         if words:
-            # All workers of a host share one outbox.
-            hosts[node.partition("@")[2]] = (*words, *filter(None, (store.get("failure"),)))
+            # All workers of a host share one outbox of results, and one of dead letters.
+            host = node.partition("@")[2]
+            hosts[host] = (*words, *filter(None, (store.get("failure"), letters.get("failure"))))
+            waiting = [what for what, count in counts.items() if count]
+            kinds[host] = " and ".join(waiting or ["results"]).capitalize()
     for host, words in hosts.items():
         yield Finding(
             "results.outbox",
-            f"Results of the workers on {host} do not reach RabbitMQ",
+            f"{kinds[host]} of the workers on {host} do not reach RabbitMQ",
             words,
             "RabbitMQ is down, blocked by an alarm, out of reach, or refuses these workers.",
             "Nothing is lost: they are delivered by themselves. See the findings about RabbitMQ, and 'celery "

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 import kombu
 import redis
 
-KINDS = {"ours": "celery_hybrid.tasks.transport:Transport", "stock": "kombu.transport.redis:Transport"}
+KINDS = {"ours": "celery_hybrid.broker.transport:Transport", "stock": "kombu.transport.redis:Transport"}
 BODY = {"text": "x" * 200}
 
 
@@ -287,7 +287,7 @@ def _app(url: str, kind: str) -> object:
     from celery import Celery
 
     if kind == "ours":
-        from celery_hybrid.tasks import transport
+        from celery_hybrid.broker import transport
 
         transport.install()
     app = Celery("bench", broker=url)

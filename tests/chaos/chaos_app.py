@@ -28,8 +28,8 @@ from kombu import Queue
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
+from celery_hybrid.broker import transport
 from celery_hybrid.guard import BeingDoneError, Claim, Guard, LostClaimError
-from celery_hybrid.tasks import transport
 from tests.support.deployed import role_settings
 from tests.support.notes import note
 
@@ -72,7 +72,7 @@ app.conf.update(
     },
     # A task that is to be retried may be sent while Redis is away: it is worth some patience.
     task_publish_retry_policy={"max_retries": 30, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 1.0},
-    worker_consumer="celery_hybrid.tasks.consumer:Consumer" if OURS else "celery.worker.consumer:Consumer",
+    worker_consumer="celery_hybrid.worker.consumer:Consumer" if OURS else "celery.worker.consumer:Consumer",
     worker_dead_letters={"lost_retries": 3, "lost_retry_delay": 1} if OURS else None,
     # What Celery itself does about it, where our consumer does not.
     task_retry_on_worker_lost=not OURS,

@@ -266,10 +266,10 @@ class Letters:
 
     def take(self) -> None:
         """Take all that are there."""
-        from celery_hybrid.tasks.dead_letters import Letter
+        from celery_hybrid.dead_letters.letter import DeadLetter
 
         while message := self._channel.basic_get(LETTERS, no_ack=False):
-            letter = Letter.from_body(message.body)
+            letter = DeadLetter.from_body(message.body)
             if marker := MARKER.search(letter.body):
                 note("letters", int(marker[1]), letter.reason)
             else:

@@ -20,9 +20,9 @@ from typing import Any
 from celery import Celery, states
 from kombu import Queue
 
+from celery_hybrid.delivery.outbox import Outbox
+from celery_hybrid.delivery.writer import Writer
 from celery_hybrid.rabbitmq.records import RESULT, Record
-from celery_hybrid.results.outbox import Outbox
-from celery_hybrid.results.writer import Writer
 from tests.support.deployed import role_settings
 from tests.support.notes import note
 

@@ -8,18 +8,18 @@ The guard keeps one record per key:
 =========  =====================================  ==========================================
 record     meaning                                what another run does
 =========  =====================================  ==========================================
-(none)     nobody has begun                       claims it, atomically, and works
+(none)     no run has begun                       claims it, atomically, and works
 claim      a run is at work, or died at it        waits until the claim is settled or runs out
 receipt    the work is done; its outcome is here  returns the outcome, does nothing
 =========  =====================================  ==========================================
 
 What it guarantees, as long as its records are kept:
 
-* of any number of runs, one after the other or at once, only one at a time works;
+* of any number of runs, one after the other or concurrently, only one at a time works;
 * once an outcome is recorded, no run works again until ``keep`` seconds have passed;
-* a run that was killed does not block the key for ever: its claim runs out after ``lease`` seconds.
+* a run that was killed does not block the key indefinitely: its claim runs out after ``lease`` seconds.
 
-What it cannot guarantee, and nobody can from this side alone:
+What it cannot guarantee, because it is impossible from this side alone:
 
 * A run that dies *after* the outside world has acted and *before* the receipt is recorded leaves a claim. The next run
   takes over and acts again. Hence the outside world must know the key as well: hand it on as the idempotency key.
@@ -95,10 +95,10 @@ class Records(Protocol):
         """
 
     def replace(self, name: str, text: str, new: str, seconds: int) -> bool:
-        """Replace a record that still has that text; tell whether it was so."""
+        """Replace a record that still has that text; return whether it was so."""
 
     def remove(self, name: str, text: str) -> bool:
-        """Remove a record that still has that text; tell whether it was so."""
+        """Remove a record that still has that text; return whether it was so."""
 
 
 class RedisRecords:
@@ -151,7 +151,7 @@ class Guard:
         Args:
             key: names the work, not the run: a duplicate has the same.
             work: is called without arguments.
-            harmless: exceptions of the work that mean that nothing has happened: the next run may begin at once.
+            harmless: exceptions of the work that mean that nothing has happened: the next run may begin immediately.
                 After any other it waits until the claim has run out.
 
         Raises:
@@ -199,7 +199,7 @@ class Guard:
         name, receipt = self._prefix + claim.key, f"{json.dumps(outcome)}{_OF}{claim.token}"
         if self._records.replace(name, claim.token, receipt, self._keep):
             return
-        # The claim has run out, and nobody has begun since: the work is done, and the next run shall know.
+        # The claim has run out, and no run has begun since: the work is done, and the next run shall know.
         found = self._records.begin(name, receipt, self._keep)
         # Our own receipt stands there when a client of Redis has asked again, because an answer was lost.
         if found is not None and found[0] != receipt:

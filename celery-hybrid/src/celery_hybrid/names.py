@@ -28,7 +28,7 @@ CHORD_PREFIX = "celery.chord."
 """In Redis, a hash: what is counted of one chord is named by this and the id of its header's group."""
 
 CHORDS_READY = "celery.chords.ready"
-"""In Redis, a sorted set: chords that somebody is finishing, by the server's time when that began."""
+"""In Redis, a sorted set: chords that a process is finishing, by the server's time when that began."""
 
 CHORDS_OPEN = "celery.chords.open"
 """In Redis, a sorted set: chords that a part was counted of, by the server's time when they are given up."""
@@ -61,7 +61,7 @@ def letters_exchange(routing_key: str) -> str:
 
 
 TASK_KEY_PREFIX = "task."
-"""Begins the routing key of a task's dead letter; its reason follows, see :mod:`celery_hybrid.tasks.dead_letters`."""
+"""Begins the routing key of a task's dead letter; its reason follows, see :mod:`celery_hybrid.dead_letters.letter`."""
 
 ID_HEADER = "id"
 """Header with the whole id of a record whose properties only hold its hash, see :func:`short_id`."""

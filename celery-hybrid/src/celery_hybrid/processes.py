@@ -20,18 +20,18 @@ def _main_process(**_: Any) -> None:
 
 
 def is_pool_child() -> bool:
-    """Tell whether this is a child of a prefork pool."""
+    """Return whether this is a child of a prefork pool."""
     # Asked of billiard, which the pool is made of: its signals may have been sent before this module was imported.
     return bool(current_process().name != "MainProcess")
 
 
 def runs_tasks() -> bool:
-    """Tell whether this process belongs to a worker, or is in the middle of a task."""
+    """Return whether this process belongs to a worker, or is in the middle of a task."""
     return _Known.main == os.getpid() or is_pool_child() or get_current_task() is not None
 
 
 def must_not_wait() -> bool:
-    """Tell whether this is the event loop of a worker's main process, outside of any task.
+    """Return whether this is the event loop of a worker's main process, outside of any task.
 
     While it waits there are no heartbeats and no acknowledgements.
     """

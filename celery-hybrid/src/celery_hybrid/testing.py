@@ -63,17 +63,19 @@ from typing import Any
 import amqp
 from billiard import current_process
 
+from celery_hybrid.archive.archive import Archive
+from celery_hybrid.archive.index import Key
+from celery_hybrid.archive.partition import Ends
+from celery_hybrid.broker.chord_counter import COMPLETE, DONE, GONE, MORE, OPEN, Chord, Command, Part
 from celery_hybrid.errors import OptionError, ResultStoreError, TopologyError
+from celery_hybrid.rabbitmq.connection import Servers
 from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.publisher import Publisher
 from celery_hybrid.rabbitmq.records import CHORD_KINDS, DEAD_LETTER, FORGET, GROUP, RESULT, Record, outcome
-from celery_hybrid.results.archive import Archive, Ends
 from celery_hybrid.results.backend import AMQPBackend
 from celery_hybrid.results.chords import Chords
-from celery_hybrid.results.index import Key
 from celery_hybrid.results.replies import Mailbox, Replies
 from celery_hybrid.results.store import Store
-from celery_hybrid.tasks.chords import COMPLETE, DONE, GONE, MORE, OPEN, Chord, Command, Part
 
 __all__ = ["MemoryBackend", "clear"]
 
@@ -115,7 +117,7 @@ class Memory:
             backend._cache.clear()
 
     def after_fork(self) -> None:
-        """Begin anew in a child: another thread of the parent may have held the lock, and nobody listens here."""
+        """Begin again in a child: another thread of the parent may have held the lock, and no thread listens here."""
         self._lock = threading.Lock()
         self._mailboxes = weakref.WeakValueDictionary()
 
@@ -183,7 +185,7 @@ class MemoryCounter:
             self._memory.chords[group_id] = MemoryChord(shape)
 
     def resize(self, group_id: str, size: int) -> None:
-        """Note how many tasks a header has; the group at the end of a chain is no chord of its own."""
+        """Note how many tasks a header has; the group at the end of a chain is not a chord of its own."""
         with self._lock:
             if group_id in self._memory.chords:
                 self._memory.chords[group_id].size = size
@@ -227,7 +229,7 @@ class MemoryCounter:
         """Attempts are not counted."""
 
     def capture(self) -> contextlib.AbstractContextManager[list[Command]]:
-        """Collect nothing: the body is sent at once."""
+        """Collect nothing: the body is sent immediately."""
         return contextlib.nullcontext([])
 
     def finish(self, group_id: str, commands: Sequence[Command]) -> bool:  # noqa: ARG002 - there are none
@@ -261,7 +263,7 @@ class MemoryPublisher(Publisher):
         """Keep a record.
 
         Raises:
-            ResultStoreError: this is a process of a prefork pool, whose memory nobody else sees.
+            ResultStoreError: this is a process of a prefork pool, whose memory no other process sees.
         """
         # Celery calls a solo pool's process one of its children, billiard does not.
         if current_process().name != "MainProcess":
@@ -306,9 +308,9 @@ class MemoryArchive(Archive):
         self,
         task_ids: Collection[str],
         max_age: float | None = None,  # noqa: ARG002 - always new
-        timeout: float | None = None,  # noqa: ARG002 - always at once
+        timeout: float | None = None,  # noqa: ARG002 - always immediate
         since: Ends | None = None,  # noqa: ARG002 - always all
-        pause: Callable[[], bool] | None = None,  # noqa: ARG002 - always at once
+        pause: Callable[[], bool] | None = None,  # noqa: ARG002 - always immediate
     ) -> dict[str, Record]:
         """Return the records that hold for those tasks that have one."""
         found = self._memory.outcomes([(RESULT, task_id) for task_id in task_ids], self._expires)
@@ -336,7 +338,7 @@ class MemoryReplies(Replies):
         self.generation = 0
         self.failure = None
 
-    def start(self, wait: bool = True) -> bool:  # noqa: ARG002 - it is there at once
+    def start(self, wait: bool = True) -> bool:  # noqa: ARG002 - it is there immediately
         """Begin to receive; also after a worker in this process has ended, and closed what was open."""
         if not self.listening:
             self._memory.listen(self._reply_to, self._mailbox)
@@ -359,17 +361,19 @@ class MemoryStore(Store):
 
     def __init__(self, app: Any, url: str, options: Options, expires: float | None) -> None:
         self.memory = memory_of(url)
-        # Parsed by the real store, connected to by nobody.
+        # Parsed by the real store, and never connected to.
         super().__init__(app, "amqp://nowhere", options, expires)
 
     def _assemble(self, reply_to: str) -> None:
         super()._assemble(reply_to)
-        self.publisher = MemoryPublisher(self.memory)
         self.journal = None
         self.archive = MemoryArchive(self.memory, self._expires)
         self.replies = MemoryReplies(self.memory, reply_to, self.mailbox)
 
-    def _outbox(self, what: str = "results") -> None:
+    def _publisher(self, servers: Servers, purpose: str = "publisher") -> Publisher:  # noqa: ARG002 - in memory
+        return MemoryPublisher(self.memory)
+
+    def _outbox(self, what: str) -> None:
         """There is no outage to outlive."""
 
     def serve(self) -> None:

@@ -16,7 +16,7 @@ from kombu import Queue
 from sentry_sdk.integrations.celery import CeleryIntegration
 from sentry_sdk.transport import Transport
 
-from celery_hybrid.tasks import transport
+from celery_hybrid.broker import transport
 
 BROKER = urlsplit(os.environ["CELERY_HYBRID_TEST_BROKER"])
 # celery-once neither decodes a URL nor takes its user; it does both with options.
@@ -46,7 +46,7 @@ app.conf.update(
     task_default_queue=QUEUE,
     task_acks_late=True,
     worker_prefetch_multiplier=1,
-    worker_consumer="celery_hybrid.tasks.consumer:Consumer",
+    worker_consumer="celery_hybrid.worker.consumer:Consumer",
     worker_send_task_events=True,
     broker_connection_retry_on_startup=True,
     accept_content=["json"],

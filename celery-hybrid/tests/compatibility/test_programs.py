@@ -52,7 +52,7 @@ def test_sentry_has_one_event_of_a_failed_task(deployed, tmp_path_factory):
     failed = tasks.fail.delay()
     with pytest.raises(ValueError, match="on purpose"):
         failed.get(timeout=20)
-    until(lambda: "is a dead letter now" in worker.log.read_text(), worker.log.read_text)
+    until(lambda: "Dead-lettered the" in worker.log.read_text(), worker.log.read_text)
     until(events.exists, worker.log.read_text)
     assert [json.loads(line)["logger"] for line in events.read_text().splitlines()] == [None]
 

@@ -17,19 +17,19 @@ from pathlib import Path
 from celery import Task
 from hybrid_tasks import make_app
 
+from celery_hybrid.broker import chord_counter, transport
+from celery_hybrid.broker.chord_counter import COMPLETE, RedisCounter
 from celery_hybrid.results.backend import AMQPBackend
-from celery_hybrid.tasks import chords, transport
-from celery_hybrid.tasks.chords import COMPLETE, RedisCounter
 
 transport.install()
-chords.MOST_OF_CHORD = 100_000
+chord_counter.MOST_OF_CHORD = 100_000
 
 DIE = "CELERY_HYBRID_TEST_DIE"
 SETTINGS = json.loads(os.environ.get("CELERY_HYBRID_TEST_SETTINGS", "{}"))
 OPTIONS = SETTINGS.pop("broker_transport_options", {})
 
 app = make_app(
-    worker_consumer="celery_hybrid.tasks.consumer:Consumer",
+    worker_consumer="celery_hybrid.worker.consumer:Consumer",
     worker_dead_letters={"lost_retries": 3, "lost_retry_delay": 0.2},
     broker_connection_max_retries=None,
     broker_transport_options={"socket_timeout": 5, "socket_connect_timeout": 5, **OPTIONS},

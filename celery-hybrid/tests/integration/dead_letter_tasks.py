@@ -11,14 +11,14 @@ from pathlib import Path
 from celery.exceptions import Reject
 from hybrid_tasks import make_app
 
-from celery_hybrid.tasks import transport
+from celery_hybrid.broker import transport
 
-# The pair that belongs together; with kombu's own transport the consumer does the same, but for what is no message.
+# The pair that belongs together. With kombu's own transport only elements that are not messages are not dead-lettered.
 if "CELERY_HYBRID_TEST_STOCK" not in os.environ:
     transport.install()
 
 app = make_app(
-    worker_consumer="celery_hybrid.tasks.consumer:Consumer",
+    worker_consumer="celery_hybrid.worker.consumer:Consumer",
     worker_dead_letters={"ignore": ["LookupError"], "lost_retries": 1, "lost_retry_delay": 0.5},
     # As the role has it.
     broker_connection_max_retries=None,

@@ -12,7 +12,7 @@ from celery_hybrid import metrics
 
 __all__ = ["app", "make_app"]
 
-app.conf.worker_consumer = "celery_hybrid.tasks.consumer:Consumer"
+app.conf.worker_consumer = "celery_hybrid.worker.consumer:Consumer"
 app.conf.beat_schedule = {"add": {"task": "hybrid.add", "schedule": 0.5, "args": (1, 1)}}
 metrics.install(os.environ["CELERY_HYBRID_TEST_METRICS"])
 

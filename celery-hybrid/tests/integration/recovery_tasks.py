@@ -1,4 +1,4 @@
-"""The application of the tests of ``celery tasks``: what waits and what is in hand is in keys of its own."""
+"""The application of the tests of ``celery tasks``: waiting and unacknowledged messages are in keys of their own."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 
 from hybrid_tasks import make_app
 
-from celery_hybrid.tasks import transport
+from celery_hybrid.broker import transport
 
 transport.install()
 
-# Not the queue of the workers of other tests: what is no message would end them.
+# Not the queue of the workers of other tests: an element that is not a message would end them.
 QUEUE = f"{os.environ['CELERY_HYBRID_TEST_QUEUE']}-recovery"
 
 app = make_app(

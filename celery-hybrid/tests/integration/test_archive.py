@@ -13,14 +13,13 @@ import pytest
 from celery import states
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
+from celery_hybrid.archive.index import KnownOutcome
 from celery_hybrid.errors import ResultStoreUnreachableError
 from celery_hybrid.names import partition_of
-from celery_hybrid.rabbitmq import urls
+from celery_hybrid.rabbitmq import topology, urls
 from celery_hybrid.rabbitmq.connection import Servers
 from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.records import RESULT, Record
-from celery_hybrid.results import topology
-from celery_hybrid.results.index import Known
 
 pytestmark = pytest.mark.integration
 
@@ -192,7 +191,7 @@ def test_a_wrong_content_type_is_refused(app, make_app, caplog, fresh):
         Record(task_id, RESULT, status="SUCCESS", body=body, content_type="application/x-python-serialize")
     )
     with caplog.at_level(logging.ERROR):
-        # It is final all the same: who waits gets an error, and does not wait for ever.
+        # It is final all the same: a caller that waits gets an error, and does not wait indefinitely.
         assert app.AsyncResult(task_id).state == states.FAILURE
         assert app.AsyncResult(task_id).state == states.FAILURE
     said = [record.getMessage() for record in caplog.records if task_id in record.getMessage()]
@@ -213,7 +212,7 @@ def test_what_cannot_be_decoded_is_refused(app, caplog):
     assert task_id in caplog.text
 
 
-def test_something_that_is_no_exception_is_not_called(app, caplog):
+def test_something_that_is_not_an_exception_is_not_called(app, caplog):
     task_id = new_id()
     meta = {"status": "FAILURE", "result": {"exc_module": "os", "exc_type": "system", "exc_message": "true"}}
     app.backend.store.publisher.publish(app.backend._codec.encode(task_id, RESULT, meta, "FAILURE"))
@@ -342,7 +341,7 @@ def test_results_of_lately_are_found_without_reading_what_is_older(app, make_app
     store = make_app().backend.store
     assert set(store.results_of([new], 1, timeout=20)) == {new}
     assert not store.archive._partitions[0].complete
-    assert store.archive.index.find((RESULT, old), 0, {}) == Known(None)
+    assert store.archive.index.find((RESULT, old), 0, {}) == KnownOutcome(None)
     # As when this host's clock is ahead.
     assert set(store.results_of([old, new], -60, timeout=20)) == {old, new}
 

@@ -8,8 +8,7 @@ import uuid
 import pytest
 import redis
 
-from celery_hybrid.names import CHORD_PREFIX, CHORDS_OPEN, CHORDS_READY
-from celery_hybrid.tasks.chords import (
+from celery_hybrid.broker.chord_counter import (
     BODY,
     BY_ID,
     COMPLETE,
@@ -23,6 +22,7 @@ from celery_hybrid.tasks.chords import (
     Part,
     RedisCounter,
 )
+from celery_hybrid.names import CHORD_PREFIX, CHORDS_OPEN, CHORDS_READY
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
 
@@ -93,7 +93,7 @@ def test_first_end_of_a_task_counts(counter, group_id):
 
 
 def test_parts_beyond_the_bound_are_asked_for_by_id(counter, group_id, monkeypatch):
-    monkeypatch.setattr("celery_hybrid.tasks.chords.MOST_OF_CHORD", 1)
+    monkeypatch.setattr("celery_hybrid.broker.chord_counter.MOST_OF_CHORD", 1)
     assert ended(counter, group_id, "a", bounded=True) == BY_ID
     assert ended(counter, group_id, "a", bounded=False) == MORE
 

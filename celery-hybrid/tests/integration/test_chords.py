@@ -1,4 +1,4 @@
-"""Chords are counted in Redis: values as with Celery's Redis backend, one body whoever dies, nobody disturbed."""
+"""Chords are counted in Redis: values as with Celery's Redis backend, one body whatever dies, no side effects."""
 
 from __future__ import annotations
 
@@ -326,7 +326,7 @@ def test_body_is_sent_once_when_every_task_of_the_header_comes_twice(server, que
 
 def test_chord_that_nobody_finishes_is_finished_by_a_worker(server, notes):
     """Its last part was counted by a process that has gone, with early acknowledgement."""
-    from celery_hybrid.tasks.chords import Part, RedisCounter
+    from celery_hybrid.broker.chord_counter import Part, RedisCounter
 
     group_id, counter = str(uuid.uuid4()), RedisCounter(app, 600)
     body = gather.s(str(notes)).set(task_id=str(uuid.uuid4()))

@@ -1,4 +1,4 @@
-"""Bad tasks are put away, each once and as it was; people list, replay and discard them."""
+"""Bad tasks are dead-lettered, each once and as it was; people list, replay and discard them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import amqp
 import pytest
 from click.testing import CliRunner
 
-from celery_hybrid.tasks.dead_letters import Letter
+from celery_hybrid.dead_letters.letter import DeadLetter
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -35,7 +35,7 @@ def wait_until(condition, seconds=30):
 
 @pytest.fixture(scope="module")
 def letters_url(shell, results_url):
-    """URL of a user with the rights of those who handle dead letters."""
+    """URL of a user with the rights of a user who handles dead letters."""
     name = f"letters-{uuid.uuid4().hex[:8]}"
     shell.ctl(f"add_user {name} {name}")
     shell.ctl(f"set_permissions -p {shell.vhost} {name} '^$' '^celery[.]dlx$' '^celery[.]dead_letters$'")
@@ -70,7 +70,7 @@ class Box:
     def take(self, seconds=20):
         """Take the next letter of a task out."""
         message = wait_until(lambda: self.channel.basic_get(QUEUE, no_ack=True), seconds)
-        return Letter.from_body(message.body)
+        return DeadLetter.from_body(message.body)
 
     def take_all(self):
         while self.channel.basic_get(QUEUE, no_ack=True):
@@ -136,7 +136,7 @@ def send(app, body, content_type="application/json", **headers):
 
 
 def settled(app):
-    """Tell whether Redis has nothing in hand any more."""
+    """Return whether Redis has no unacknowledged message any more."""
     return redis_of(app).hlen("unacked") == 0
 
 
@@ -297,7 +297,8 @@ def tool(app, letters_url, tmp_path):
 
 
 KILLED = (
-    "import os; from celery_hybrid.tasks.dead_letters_cli import Box;Box.remove = lambda *_: os.kill(os.getpid(), 9);"
+    "import os; from celery_hybrid.dead_letters.cli import DeadLetterQueue as Q;"
+    "Q.remove = lambda *_: os.kill(os.getpid(), 9);"
 )
 
 
@@ -447,19 +448,19 @@ class TestTools:
         wait_until(box.count)
         with path.open("a") as file:
             file.write('{"id": "begun')
-        assert "1 letters are in" in tool("discard", "--to", str(path), "--execute")
+        assert "1 dead letter moved to" in tool("discard", "--to", str(path), "--execute")
         assert box.count() == 0
         assert len(path.read_text().splitlines()) == 1
         assert path.stat().st_mode & 0o777 == 0o600
-        assert "would put 1 letters back; 0 are there" in tool("put-back", str(path))
+        assert "would put 1 dead letter back; 0 are already there" in tool("put-back", str(path))
         assert box.count() == 0
-        assert "1 letters are back, 0 were there" in tool("put-back", str(path), "--execute")
-        assert "0 letters are back, 1 were there" in tool("put-back", str(path), "--execute")
+        assert "1 dead letter put back, 0 were already there" in tool("put-back", str(path), "--execute")
+        assert "0 dead letters put back, 1 were already there" in tool("put-back", str(path), "--execute")
         tool("replay", "--execute")
         wait_until(lambda: app.backend.store.archive.result(failed.id).status == "SUCCESS")
         tool("put-back", str(path), "--execute")
         # From the file once more: it was replayed.
-        assert "was replayed at" in tool("replay", "--execute", code=1)
+        assert "was already replayed at" in tool("replay", "--execute", code=1)
 
 
 def test_rabbitmq_is_away(app, box, keeping_worker, shell, tmp_path):
@@ -498,7 +499,7 @@ def test_there_is_no_room_for_letters(app, box, worker_class, shell, tmp_path, m
                     connection.Producer(auto_declare=False).publish(
                         b"[broken", exchange="", routing_key=queue, headers=headers, content_type="application/json"
                     )
-            wait_until(lambda: worker.log.read_text().count("has to stay in Redis") >= 3)
+            wait_until(lambda: worker.log.read_text().count("it stays in Redis") >= 3)
             assert redis_of(app).llen(queue) == 0
             assert redis_of(app).hlen("unacked") == 3
         finally:

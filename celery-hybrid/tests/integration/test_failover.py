@@ -89,7 +89,7 @@ def data(name, port):
 
 
 def go_through(app, runs, *faults):
-    """Go through faults, each with tasks in hand that wait for so many seconds."""
+    """Go through faults, each with unacknowledged tasks that wait for so many seconds."""
     later = []
     for number, (fault, seconds) in enumerate(faults):
         later += [run.send("letters.work", f"later-{number}", countdown=seconds) for run in runs]

@@ -14,7 +14,7 @@ import pytest
 from celery import states
 
 from celery_hybrid.errors import ResultStoreError, ResultStoreUnreachableError, TopologyError
-from celery_hybrid.results.topology import archive_stream
+from celery_hybrid.rabbitmq.topology import archive_stream
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 

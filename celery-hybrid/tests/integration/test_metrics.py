@@ -146,7 +146,7 @@ def test_worker_whose_port_is_taken_runs_tasks_and_says_why_there_are_no_metrics
     with socket.create_server((host, int(port))):
         worker = start("solo")
         assert make_app().send_task("hybrid.add", (2, 2), queue=queue).get(timeout=30) == 4
-    assert f"There are no metrics: 127.0.0.1 port {port} cannot be used" in worker.log.read_text()
+    assert f"No metrics are served: cannot listen on 127.0.0.1 port {port}" in worker.log.read_text()
 
 
 def test_children_that_outlive_their_worker_do_not_keep_its_port(start, served):

@@ -34,12 +34,12 @@ def sociable(worker_class, tmp_path, monkeypatch):
 def test_workers_start_and_go_on_beside_one_that_speaks_pickle(sociable):
     sociable("neighbour_tasks")
     worker = sociable("dead_letter_tasks")
-    assert "The answer of another worker is left out" in worker.log.read_text()
+    assert "Ignoring the answer of another worker" in worker.log.read_text()
     # Asks them, in pickle.
     sociable("neighbour_tasks")
     end = time.monotonic() + 20
-    while "A command of remote control is left out" not in worker.log.read_text():
+    while "Ignoring a remote control command" not in worker.log.read_text():
         assert time.monotonic() < end, worker.log.read_text()
         time.sleep(0.1)
     assert worker.process.poll() is None
-    assert "is a dead letter now" not in worker.log.read_text()
+    assert "Dead-lettered the" not in worker.log.read_text()

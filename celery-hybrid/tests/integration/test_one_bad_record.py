@@ -15,9 +15,9 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 from proxy import Proxy
 
+from celery_hybrid.delivery.outbox import Outbox
 from celery_hybrid.errors import RecordTooLargeError
 from celery_hybrid.rabbitmq.records import RESULT, Record
-from celery_hybrid.results.outbox import Outbox
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
@@ -138,9 +138,9 @@ def test_a_record_that_is_too_large_for_rabbitmq_waits_for_nobody(proxy, cut_off
     assert f"result SUCCESS {large.id}" in said
     assert "larger than configured max size" in said
     path = tmp_path / "refused.jsonl"
-    assert "2 records are in" in celery("tasks", "refused", "--to", str(path), "--execute")
+    assert "2 records moved to" in celery("tasks", "refused", "--to", str(path), "--execute")
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == [large.id] * 2
-    assert "0 records are set aside." in celery("tasks", "refused")
+    assert "0 records set aside." in celery("tasks", "refused")
 
 
 def test_a_slow_line_takes_its_time_for_a_large_record(proxy, cut_off, make_app, tmp_path):

@@ -16,14 +16,14 @@ import redis
 from click.testing import CliRunner
 
 from celery_hybrid.rabbitmq.records import RESULT, Record
-from celery_hybrid.tasks import recovery
+from celery_hybrid.recovery import tasks as recovery
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
 HERE = Path(__file__).parent
 # In a process of its own: three messages are a batch.
 BEFORE = (
-    "import os; from celery_hybrid.tasks import recovery; recovery._BATCH = 3; T = recovery.Tasks\n"
+    "import os; from celery_hybrid.recovery import tasks as recovery; recovery._BATCH = 3; T = recovery.TaskRecovery\n"
     "die = lambda *_: os.kill(os.getpid(), 9)\n"
     "def after(name, calls):\n"
     "    real, left = getattr(T, name), [calls]\n"
@@ -126,12 +126,12 @@ def test_purge_and_put_back(broker, filled, tool, app, tmp_path):
     app.tasks["hybrid.add"].delay(7, 7)
     later = broker.lists()[broker.queue]
     assert "would put 8 messages back; 0 were" in tool("put-back", path)
-    assert "8 messages are back, 0 were" in tool("put-back", path, "--execute")
+    assert "8 messages put back, 0 were" in tool("put-back", path, "--execute")
     assert broker.lists() == {**filled, broker.queue: later + filled[broker.queue]}
     assert "would put 0 messages back; 8 were" in tool("put-back", path)
-    assert "0 messages are back, 8 were" in tool("put-back", path, "--execute")
-    assert "is there already" in tool("purge", broker.queue, "--to", path, "--execute", code=1)
-    assert "8 messages are back" in tool("put-back", path, "--execute", "--again")
+    assert "0 messages put back, 8 were" in tool("put-back", path, "--execute")
+    assert "already exists" in tool("purge", broker.queue, "--to", path, "--execute", code=1)
+    assert "8 messages put back" in tool("put-back", path, "--execute", "--again")
     assert broker.lists()[broker.queue] == later + filled[broker.queue] * 2
 
 
@@ -162,7 +162,7 @@ def test_purge_is_killed(broker, filled, tool, tmp_path, monkeypatch, before):
     path, other = tmp_path / "tasks.jsonl", tmp_path / "other"
     tool("purge", broker.queue, "--to", path, "--execute", before=before, code=-9)
     assert "was interrupted" in tool("list", "-t", "0.2")
-    assert "Give that command again" in tool("purge", broker.queue, "--to", other, "--execute", code=1)
+    assert "Repeat that command" in tool("purge", broker.queue, "--to", other, "--execute", code=1)
     assert not other.exists()
     with path.open("a") as file:
         file.write('{"begun')
@@ -198,14 +198,14 @@ def test_put_back_is_killed(broker, filled, tool, tmp_path):
     )
     tool("put-back", path, "--execute", before=kill, code=-9)
     assert sum(map(len, broker.lists().values())) == 3
-    assert "5 messages are back, 3 were" in tool("put-back", path, "--execute")
+    assert "5 messages put back, 3 were" in tool("put-back", path, "--execute")
     assert broker.lists() == filled
 
 
 def test_a_file_that_is_none(tool, broker, tmp_path):
     path = tmp_path / "letters"
     path.write_text('{"id": 1}\n')
-    assert "line 1, is no message of a purge" in tool("put-back", path, code=1)
+    assert "line 1, is not a message of a purge" in tool("put-back", path, code=1)
 
 
 def take(app, count=1):
@@ -242,7 +242,7 @@ def test_what_dead_workers_had_is_recovered(broker, tool, app, worker_class, tmp
         assert "a worker has it" in text
         assert worker.name in text
         assert f"would put back hybrid.add[{young.id}]" in tool("recover", "--gone")
-        assert "2 of 4 in hand are back" in tool("recover", "--gone", "--execute").splitlines()[-1]
+        assert "2 of 4 unacknowledged are back" in tool("recover", "--gone", "--execute").splitlines()[-1]
         assert held in broker.in_hand()
         go.touch()
         end = time.monotonic() + 20
@@ -262,7 +262,7 @@ def test_overdue_that_no_worker_has(broker, tool, app):
     take(app)
     (tag,) = broker.in_hand()
     broker.age(tag, 3500)
-    assert "0 of 1 in hand are stuck" in tool("recover", "-t", "0.2")
+    assert "0 of 1 unacknowledged are stuck" in tool("recover", "-t", "0.2")
     broker.age(tag, 3700)
     text = tool("recover", "-t", "0.2")
     assert broker.in_hand() == {tag}
@@ -288,13 +288,13 @@ def test_results_that_wait_on_this_host(tool, broker, app):
         content_encoding="utf-8",
         timestamp=int(time.time()),
     )
-    store.outbox.add(record, None)
-    assert "1 results wait, the oldest since" in tool("list", "-t", "0.2")
-    assert "would deliver 1 results" in tool("deliver")
-    with Path(f"{store.outbox.path}.lock").open("w") as lock:
+    store.results_delivery.outbox.add(record, None)
+    assert "1 result waiting, the oldest since" in tool("list", "-t", "0.2")
+    assert "would deliver 1 result " in tool("deliver")
+    with Path(f"{store.results_delivery.outbox.path}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert "A worker of this host delivers them" in tool("deliver", "--execute")
-    assert "1 results were delivered" in tool("deliver", "--execute")
-    assert not store.outbox.waiting()
+        assert "A worker of this host is delivering them" in tool("deliver", "--execute")
+    assert "1 result delivered" in tool("deliver", "--execute")
+    assert not store.results_delivery.outbox.waiting()
     assert app.AsyncResult(name).get(timeout=20) == 42
     assert "Nothing waits" in tool("deliver")

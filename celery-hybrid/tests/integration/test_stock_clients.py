@@ -13,12 +13,12 @@ import pytest
 from celery import Celery
 from kombu.transport import redis as stock
 
-from celery_hybrid.tasks import transport
+from celery_hybrid.broker import transport
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
 STOCK = "kombu.transport.redis:Transport"
-OURS = "celery_hybrid.tasks.transport:Transport"
+OURS = "celery_hybrid.broker.transport:Transport"
 
 
 @pytest.fixture
@@ -145,13 +145,13 @@ def test_messages_under_another_separator_are_taken_over_in_their_order(broker_u
     send(broker_url, queue, [3], 3)
     send(broker_url, queue, [1, 2], 3, sep=":")
     send(broker_url, queue, [9], 5, sep=":", priority_steps=list(range(10)))
-    channel.client.lpush(f"{queue}:7", "data of somebody else")
+    channel.client.lpush(f"{queue}:7", "data of another program")
     channel._checked = float("-inf")
     channel._check()
     name = f"{queue}{channel.sep}3"
     # Priority 5 has no list of its own here: the next more urgent one takes it.
     assert bodies(channel, name) == [9, 1, 2, 3]
-    assert channel.client.lrange(f"{queue}:7", 0, -1) == [b"data of somebody else"]
+    assert channel.client.lrange(f"{queue}:7", 0, -1) == [b"data of another program"]
     assert not channel.client.exists(f"{queue}:3", f"{queue}:5")
 
 

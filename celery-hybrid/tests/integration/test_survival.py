@@ -82,7 +82,7 @@ def test_each_task_runs_once(app, runs, shell):
 
 
 def test_a_retry_that_cannot_be_sent(app, runs, shell):
-    """A task that wants to run again while Redis is away is no dead letter: it runs again when Redis is back."""
+    """A task that wants to run again while Redis is away is not a dead letter: it runs again when Redis is back."""
     results = [run.send("letters.retry_when", "retry", str(run.path / "away")) for run in runs]
     for run in runs:
         wait_until((run.path / "retry.waits").exists, 20)

@@ -58,7 +58,7 @@ class Unit:
         raise AssertionError(f"{words} was not said\n{self.log.read_text()}")
 
     def is_fed(self):
-        """Tell whether the watchdog hears from the process within the time that it has."""
+        """Return whether the watchdog hears from the process within the time that it has."""
         end = time.monotonic() + 2
         self.socket.setblocking(False)
         while True:  # what has been said before
@@ -120,17 +120,17 @@ def worker(unit):
 def test_a_worker_is_ready_when_it_consumes_and_says_what_it_does(pool, worker, make_app, waiting, tmp_path):
     one = worker(pool)
     said = one.wait_for("READY=1")
-    assert "STATUS=consuming; 0 tasks run" in said
+    assert "STATUS=consuming; 0 tasks running" in said
     assert "Connected to redis" in one.log.read_text()
     app = make_app()
     sent = app.tasks["hybrid.wait_for_file"].delay(str(tmp_path / "go"))
-    one.wait_for("WATCHDOG=1", "1 tasks run", "0 results in the outbox")
+    one.wait_for("WATCHDOG=1", "1 task running", "0 results in the outbox")
     # A task may take its time, whatever the pool.
     time.sleep(3)
     assert one.is_fed()
     (tmp_path / "go").touch()
     assert sent.get(timeout=20) == "found"
-    one.wait_for("WATCHDOG=1", "0 tasks run")
+    one.wait_for("WATCHDOG=1", "0 tasks running")
 
 
 def test_a_stopped_process_does_not_feed_the_watchdog(worker):
@@ -146,11 +146,11 @@ def test_a_stopped_process_does_not_feed_the_watchdog(worker):
 def test_a_loop_that_hangs_is_stuck(pool, worker, make_app):
     one = worker(pool)
     one.wait_for("READY=1")
-    # A broadcast is heard by those who listen already, which is a moment after they are ready.
+    # A broadcast is heard by workers that listen already, which is a moment after they are ready.
     one.wait_for("WATCHDOG=1")
     one.wait_for("WATCHDOG=1")
     make_app().control.broadcast("hang", arguments={"seconds": 8})
-    one.wait_for("STATUS=stuck: the consumer has not come round")
+    one.wait_for("STATUS=stuck: the consumer has not made progress")
     assert not one.is_fed()
     assert "Stuck: the consumer" in one.log.read_text()
     one.wait_for("WATCHDOG=1", "consuming")
@@ -164,7 +164,7 @@ def test_a_pool_that_does_not_begin_is_stuck(worker, make_app):
     for pid in children:
         os.kill(pid, signal.SIGSTOP)
     sent = make_app().tasks["hybrid.add"].delay(1, 2)
-    one.wait_for("STATUS=stuck: the pool has not begun a task")
+    one.wait_for("STATUS=stuck: the pool has not started a task")
     assert not one.is_fed()
     for pid in children:
         os.kill(pid, signal.SIGCONT)
@@ -193,11 +193,11 @@ def test_stopping_waits_only_for_what_runs(pool, worker, make_app, waiting, tmp_
     app = make_app()
     later = app.tasks["hybrid.add"].apply_async((1, 1), countdown=600)
     if hasattr(state, "scheduled_requests"):
-        one.wait_for("1 wait for their time")
+        one.wait_for("1 scheduled")
     else:  # Celery before 5.7
         wait_until(lambda: f"{later.id}] received" in one.log.read_text(), 40)
     running = [app.tasks["hybrid.wait_for_file"].delay(str(tmp_path / "go")) for _ in range(2)]
-    one.wait_for("2 tasks run")
+    one.wait_for("2 tasks running")
     one.process.send_signal(signal.SIGTERM)
     one.wait_for("STOPPING=1")
     (tmp_path / "go").touch()
@@ -213,7 +213,7 @@ def test_stopping_puts_back_what_takes_too_long(worker, make_app, waiting, tmp_p
     one.wait_for("READY=1")
     app = make_app()
     running = [app.tasks["hybrid.wait_for_file"].delay(str(tmp_path / "go")) for _ in range(2)]
-    one.wait_for("2 tasks run")
+    one.wait_for("2 tasks running")
     begun = time.monotonic()
     one.process.send_signal(signal.SIGTERM)
     one.process.wait(30)
@@ -222,5 +222,5 @@ def test_stopping_puts_back_what_takes_too_long(worker, make_app, waiting, tmp_p
     (tmp_path / "go").touch()
     other = worker()
     assert [result.get(timeout=40) for result in running] == ["found", "found"]
-    other.wait_for("0 tasks run")
+    other.wait_for("0 tasks running")
     assert waiting() == 0

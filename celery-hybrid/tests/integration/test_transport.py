@@ -21,12 +21,12 @@ import pytest
 import redis
 from kombu import Exchange, Queue
 
-from celery_hybrid.tasks import transport
+from celery_hybrid.broker import transport
 
 pytestmark = pytest.mark.integration
 
 SEP = "\x06\x16"  # kombu's default
-KINDS = {"atomic": "celery_hybrid.tasks.transport:Transport", "stock": "kombu.transport.redis:Transport"}
+KINDS = {"atomic": "celery_hybrid.broker.transport:Transport", "stock": "kombu.transport.redis:Transport"}
 
 
 class Broker:
@@ -208,7 +208,7 @@ def test_one_message_is_got(broker, kind):
     assert broker.unacked() == 0
 
 
-def test_closing_puts_back_what_is_in_hand(broker, kind):
+def test_closing_requeues_unacknowledged_messages(broker, kind):
     broker.send(range(5))
     connection = broker.connect(kind)
     reader = Reader(connection, prefetch=3)
@@ -286,7 +286,7 @@ def test_a_message_is_in_redis_at_every_instant(broker):
     for _ in range(30):
         connection.transport.cycle.on_poll_start()
         sock = reader.channel.client.connection._sock
-        # Not TimeoutError, which is no trouble of the connection and an OSError.
+        # Not TimeoutError, which is not a connection error and an OSError.
         time.sleep(random.uniform(0, 0.002))  # noqa: S311
         sock.shutdown(socket.SHUT_RDWR)
         with pytest.raises(connection.connection_errors) as trouble:
@@ -364,7 +364,7 @@ BAD = {
 
 @pytest.mark.parametrize("way", ["consume", "get", "no_ack"])
 @pytest.mark.parametrize("bad", BAD)
-def test_what_is_no_message_is_set_aside(broker, bad, way, caplog):
+def test_element_that_is_not_a_message_is_set_aside(broker, bad, way, caplog):
     broker.redis.lpush(broker.key("q"), BAD[bad])
     broker.send([1])
     connection = broker.connect("atomic")
@@ -387,7 +387,7 @@ def test_what_is_no_message_is_set_aside(broker, bad, way, caplog):
     assert "An element of queue q" in caplog.text
 
 
-def test_what_is_no_message_is_handed_over(broker):
+def test_element_that_is_not_a_message_is_handed_over(broker):
     connection = broker.connect("atomic")
     reader = Reader(connection, prefetch=5)
     offered = []
@@ -395,7 +395,7 @@ def test_what_is_no_message_is_handed_over(broker):
     connection.transport.on_undecodable = lambda *element: offered.append(element) or len(offered) > 1
     broker.redis.lpush(broker.key("q"), b"bad one")
     reader.drain(0.3)
-    assert offered == [(b"bad one", "q", "is no message of Celery: no delivery tag")]
+    assert offered == [(b"bad one", "q", "is not a Celery message: it has no delivery tag")]
     assert broker.redis.llen(broker.key("celery.undecodable")) == 1
     # It was not taken over. It is offered again with the next.
     broker.redis.lpush(broker.key("q"), b"bad two")
@@ -444,7 +444,7 @@ def test_a_lost_binding_table_loses_no_message(broker, restorer):
     producer.publish(2, exchange=queue.exchange, routing_key="some.key")
     assert broker.waiting() == 1
     broker.redis.delete(broker.key("_kombu.binding.named"))
-    # The message in hand goes back to its queue without the table as well.
+    # The unacknowledged message goes back to its queue without the table as well.
     broker.connect(restorer).default_channel.qos.restore_by_tag(reader.messages[0].delivery_tag)
     assert (broker.waiting(), broker.unacked()) == (2, 0)
 
@@ -471,7 +471,7 @@ def test_a_server_that_refuses_for_now_is_asked_again(broker, caplog):
         assert reader.read(1, timeout=0.5) == []
     finally:
         broker.redis.config_set("min-replicas-to-write", 0)
-    assert "hands out no messages for now" in caplog.text
+    assert "refuses commands, so no messages are taken" in caplog.text
     assert reader.read(1, timeout=10) == [1]
 
 
@@ -667,7 +667,7 @@ def test_missing_right_in_the_middle_of_a_take_loses_nothing(broker, limited, re
     assert broker.waiting() + broker.redis.hlen(broker.key("unacked")) == 2
     assert broker.redis.hlen(broker.key("unacked")) == broker.redis.zcard(broker.key("unacked_index"))
     if not reader.messages:
-        assert "the rights of the role 'redis'" in caplog.text
+        assert "the rights that the 'redis' role declares" in caplog.text
     limited("+@all")
     broker.url = admin
     assert sorted(reader.read(2)) == [1, 2]

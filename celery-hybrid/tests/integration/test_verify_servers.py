@@ -11,11 +11,11 @@ import amqp
 import pytest
 from celery import Celery
 
+from celery_hybrid.masking import Mask
 from celery_hybrid.verify.broker import Broker
-from celery_hybrid.verify.canary import Archive, Canaries, Canary
-from celery_hybrid.verify.masking import Mask
-from celery_hybrid.verify.report import Failed, Report
-from celery_hybrid.verify.results import EXCHANGE, Results
+from celery_hybrid.verify.canary import Canaries, QueueCanary, StreamWatcher
+from celery_hybrid.verify.report import CheckReport, Failed
+from celery_hybrid.verify.results import EXCHANGE, ResultChecks
 
 PARTITIONS = int(os.environ.get("CELERY_HYBRID_TEST_PARTITIONS", "16"))
 
@@ -41,7 +41,7 @@ def broker_url():
 
 @pytest.fixture
 def results(results_url):
-    return Results(results_url, {"partitions": PARTITIONS}, 5.0, None)
+    return ResultChecks(results_url, {"partitions": PARTITIONS}, 5.0, None)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def publish(connection, canary, *, exchange=EXCHANGE, status="SUCCESS", result=N
 
 @pytest.fixture
 def canary():
-    return Canary("celery", PARTITIONS)
+    return QueueCanary("celery", PARTITIONS)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def archived(results, app, canary):
 
     def run(*records, seconds=2.0):
         with results.connect() as connection:
-            archive = Archive(connection, [canary.stream])
+            archive = StreamWatcher(connection, [canary.stream])
             with results.connect() as publisher:
                 for record in records:
                     publish(publisher, canary, **record)
@@ -121,7 +121,7 @@ def test_a_wrong_record_is_refused(archived, record, message):
 
 def test_many_records_of_others_do_not_hide_mine(results, app, canary):
     with results.connect() as connection:
-        archive = Archive(connection, [canary.stream])
+        archive = StreamWatcher(connection, [canary.stream])
         with results.connect() as publisher:
             for _ in range(600):
                 publish(publisher, canary, correlation_id=str(uuid.uuid4()))
@@ -129,13 +129,13 @@ def test_many_records_of_others_do_not_hide_mine(results, app, canary):
         assert "read twice" in Canaries(app, None, results, [], [], 1.0)._archived(canary, archive, 5.0)
 
 
-def test_a_missing_stream_has_a_sentence(results):
+def test_a_missing_stream_is_explained(results):
     with results.connect() as connection, pytest.raises(Failed, match=r"celery\.results\.999 does not exist"):
-        Archive(connection, ["celery.results.999"])
+        StreamWatcher(connection, ["celery.results.999"])
 
 
 def verdict(probe):
-    report = Report(Mask())
+    report = CheckReport(Mask())
     report.run("x", "", probe, remedy="")
     return report.checks[0]
 
@@ -150,9 +150,9 @@ def test_the_topology_exists(results):
 
 
 def test_another_number_of_partitions_is_seen(results_url):
-    fewer = Results(results_url, {"partitions": PARTITIONS - 1}, 5.0, None)
+    fewer = ResultChecks(results_url, {"partitions": PARTITIONS - 1}, 5.0, None)
     assert f"more than {PARTITIONS - 1} streams" in verdict(fewer._partitions).actual
-    more = Results(results_url, {"partitions": PARTITIONS + 1}, 5.0, None)
+    more = ResultChecks(results_url, {"partitions": PARTITIONS + 1}, 5.0, None)
     assert verdict(more._streams).actual == f"missing: celery.results.{PARTITIONS}"
 
 
@@ -176,20 +176,22 @@ def changed(url, **parts):
         ({"path": "/%2F"}, "has no rights in the virtual host '/'"),
     ],
 )
-def test_each_way_not_to_be_let_in_by_rabbitmq_has_a_sentence(results_url, parts, message):
-    results = Results(changed(results_url, **parts), {}, 5.0, None)
+def test_each_refused_login_to_rabbitmq_is_explained(results_url, parts, message):
+    results = ResultChecks(changed(results_url, **parts), {}, 5.0, None)
     check = verdict(results._authenticated)
     assert message in check.actual
     assert "wrong-password" not in check.actual
 
 
 def test_rabbitmq_on_a_port_where_it_is_not(results_url, broker_url):
-    assert "refuses the connection" in verdict(Results(changed(results_url, port=1), {}, 5.0, None)._reachable).actual
+    assert (
+        "refuses the connection" in verdict(ResultChecks(changed(results_url, port=1), {}, 5.0, None)._reachable).actual
+    )
     from urllib.parse import urlsplit
 
     # Redis answers there, but not in AMQP.
     redis = urlsplit(broker_url)
-    other = Results(f"amqp://u:p@{redis.hostname}:{redis.port}/celery", {}, 1.0, None)
+    other = ResultChecks(f"amqp://u:p@{redis.hostname}:{redis.port}/celery", {}, 1.0, None)
     assert verdict(other._authenticated).actual.startswith(("the connection breaks", "RabbitMQ accepts the connection"))
 
 
@@ -203,7 +205,7 @@ def broker(app):
 def test_the_broker(broker):
     # What other tests have left.
     broker.client.delete("celery.undeliverable", "celery.undecodable")
-    report = Report(Mask())
+    report = CheckReport(Mask())
     broker.check(report, {"maxmemory_policy": "noeviction", "host": "broker1"})
     assert report.ok, report.sentences()
 
@@ -212,7 +214,7 @@ def test_the_broker(broker):
 def test_a_broker_in_which_something_is_stranded(broker, key):
     broker.client.delete("celery.undeliverable", "celery.undecodable")
     broker.client.lpush(key, "x")
-    report = Report(Mask())
+    report = CheckReport(Mask())
     try:
         broker.check(report, {"maxmemory_policy": "noeviction"})
     finally:
@@ -223,7 +225,7 @@ def test_a_broker_in_which_something_is_stranded(broker, key):
 
 def test_a_host_whose_clock_is_wrong(broker, monkeypatch):
     monkeypatch.setattr("celery_hybrid.verify.broker.time.time", lambda: time.monotonic())
-    report = Report(Mask())
+    report = CheckReport(Mask())
     broker.check(report, {"maxmemory_policy": "noeviction"})
     assert "broker.clock" in [check.name for check in report.checks if not check.ok]
     assert "behind Redis" in " ".join(report.sentences())
@@ -231,13 +233,13 @@ def test_a_host_whose_clock_is_wrong(broker, monkeypatch):
 
 def test_bindings(broker, app, results):
     app.conf.task_queues = {"celery": {"exchange": "verify-test"}}
-    report = Report(Mask())
+    report = CheckReport(Mask())
     table = "_kombu.binding.verify-test"
     try:
         broker.check_bindings(report, ["celery"])
         assert "not bound: celery to verify-test" in report.sentences()[0]
         broker.client.sadd(table, "celery\x06\x16\x06\x16celery")
-        report = Report(Mask())
+        report = CheckReport(Mask())
         broker.check_bindings(report, ["celery"])
         assert report.ok, report.sentences()
     finally:
@@ -246,7 +248,7 @@ def test_bindings(broker, app, results):
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
 def test_a_broker_that_may_evict(broker, policy):
-    report = Report(Mask())
+    report = CheckReport(Mask())
     broker.check(report, {"maxmemory_policy": policy, "host": "broker1"})
     assert report.sentences()[0].startswith(f"broker.cannot_evict: {policy}, as broker1 says; expected")
 
@@ -259,7 +261,7 @@ def test_a_broker_that_may_evict(broker, policy):
     ],
 )
 def test_a_broker_of_which_nobody_knows(broker, facts, message):
-    report = Report(Mask())
+    report = CheckReport(Mask())
     broker.check(report, facts)
     assert [check.name for check in report.checks if not check.ok] == ["broker.cannot_evict"]
     assert f"undecided: a worker's rights do not show it, and {message}" in report.sentences()[0]
@@ -273,10 +275,10 @@ def test_a_broker_of_which_nobody_knows(broker, facts, message):
         ({"port": 1}, "broker.reachable", "refuses the connection"),
     ],
 )
-def test_each_way_not_to_be_let_in_by_redis_has_a_sentence(broker_url, app, parts, name, message):
+def test_each_refused_login_to_redis_is_explained(broker_url, app, parts, name, message):
     app.conf.broker_url = changed(broker_url, **parts)
     broker = Broker(app, 2.0)
-    report = Report(Mask([app.conf.broker_url]))
+    report = CheckReport(Mask([app.conf.broker_url]))
     broker.check(report, None)
     broker.close()
     failed = next(check for check in report.checks if not check.ok)
@@ -287,7 +289,7 @@ def test_each_way_not_to_be_let_in_by_redis_has_a_sentence(broker_url, app, part
 
 def test_a_parked_message_leaves_nothing(broker, app):
     before = set(broker.client.scan_iter("celery.verify.*"))
-    canaries = Canaries(app, broker, Results(None, {}, 1.0, None), [], [], 1.0)
+    canaries = Canaries(app, broker, ResultChecks(None, {}, 1.0, None), [], [], 1.0)
     assert canaries._parked_message().startswith("application/json, utf-8, ")
     app.conf.task_serializer = "pickle"
     with pytest.raises(Failed, match="application/x-python-serialize"):
@@ -297,24 +299,24 @@ def test_a_parked_message_leaves_nothing(broker, app):
 
 def test_a_canary_that_nobody_takes_is_taken_back(broker, app):
     queue = f"test.verify.{uuid.uuid4()}"
-    canaries = Canaries(app, broker, Results(None, {}, 1.0, None), [queue], [], 0.5)
+    canaries = Canaries(app, broker, ResultChecks(None, {}, 1.0, None), [queue], [], 0.5)
     canary = canaries._canaries[0]
     check = verdict(lambda: canaries._round_trip(canary))
-    assert "no worker took the task within 0.5 s; it was taken back" in check.actual
+    assert "no worker took the task within 0.5 s; it was removed again" in check.actual
     assert not list(broker.client.scan_iter(f"{queue}*"))
     for key in broker.client.scan_iter(f"_kombu.binding*{queue}"):
         broker.client.delete(key)
 
 
 def test_a_queue_without_a_consumer_gets_no_canary(broker, app):
-    canaries = Canaries(app, broker, Results(None, {}, 1.0, None), ["lonely"], ["lonely"], 0.5)
+    canaries = Canaries(app, broker, ResultChecks(None, {}, 1.0, None), ["lonely"], ["lonely"], 0.5)
     assert verdict(lambda: canaries._round_trip(canaries._canaries[0])).actual.startswith("not sent")
     assert not canaries._canaries[0].sent
 
 
 @pytest.mark.parametrize("where", ["celery-task-meta-{id}", "somewhere.{id}.else"])
 def test_a_key_of_the_result_in_redis_is_found(broker, app, canary, where):
-    canaries = Canaries(app, broker, Results(None, {}, 1.0, None), [], [], 0.5)
+    canaries = Canaries(app, broker, ResultChecks(None, {}, 1.0, None), [], [], 0.5)
     assert "none of " in canaries._not_in_redis(canary)
     key = where.format(id=canary.id)
     broker.client.set(key, "x", px=10_000)

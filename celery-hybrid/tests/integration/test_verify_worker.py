@@ -216,7 +216,7 @@ def test_a_worker_with_another_serializer_is_found(deployment):
 
 @pytest.fixture
 def letters(shell):
-    """A user with the rights of those who handle dead letters."""
+    """A user with the rights to handle dead letters."""
     name = f"letters-{uuid.uuid4().hex[:8]}"
     shell.ctl(f"add_user {name} {name}")
     shell.ctl(f"set_permissions -p {shell.vhost} {name} '^$' '^celery[.]dlx$' '^celery[.]dead_letters$'")
@@ -224,7 +224,7 @@ def letters(shell):
     shell.ctl(f"delete_user {name}")
 
 
-CONSUMER = "worker_consumer = 'celery_hybrid.tasks.consumer:Consumer'\n"
+CONSUMER = "worker_consumer = 'celery_hybrid.worker.consumer:Consumer'\n"
 
 
 def test_a_pickled_task_is_refused_and_its_dead_letter_removed(deployment, letters, shell):
@@ -263,5 +263,5 @@ def test_without_the_right_to_look_the_check_is_left_out_and_says_why(deployment
 def test_no_worker(deployment):
     found = failed(deployment.verify(inspect_timeout=1, canary_timeout=1))
     assert f"no answer from {deployment.node} within 1 s" in found["workers.answer"]
-    assert "no worker took the task within 1 s; it was taken back" in found["canary.roundtrip"]
+    assert "no worker took the task within 1 s; it was removed again" in found["canary.roundtrip"]
     assert deployment.queue not in deployment.redis_keys()

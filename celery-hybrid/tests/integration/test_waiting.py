@@ -10,9 +10,9 @@ import pytest
 from celery import chain, chord, states
 from celery.exceptions import ChordError
 
+from celery_hybrid.archive.partition import ends_of
 from celery_hybrid.names import partition_of
 from celery_hybrid.results import waiting as waiting_module
-from celery_hybrid.results.archive import ends_of
 
 pytestmark = pytest.mark.integration
 
@@ -82,7 +82,7 @@ def test_results_that_are_pushed_put_the_look_off(worker, task, monkeypatch):
 
 
 @pytest.mark.parametrize("pushed", [True, False])
-def test_what_the_header_raised_is_raised_whoever_waits_for_the_body(worker, task, tmp_path, monkeypatch, pushed):
+def test_what_the_header_raised_is_raised_for_every_waiter_of_the_body(worker, task, tmp_path, monkeypatch, pushed):
     """As with Celery's Redis backend, and not the ChordError of the body, which comes right behind it."""
     monkeypatch.setattr(waiting_module, "_INTERVAL", 1000.0)
     if not pushed:

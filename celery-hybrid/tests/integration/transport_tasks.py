@@ -8,7 +8,7 @@ import time
 
 from celery import Celery
 
-from celery_hybrid.tasks import transport
+from celery_hybrid.broker import transport
 
 if os.environ.get("TRANSPORT_TEST_KIND") == "atomic":
     transport.install()

@@ -7,7 +7,7 @@ import time
 from celery.worker.control import control_command
 from hybrid_tasks import app, make_app
 
-from celery_hybrid import systemd
+from celery_hybrid.worker import systemd
 
 __all__ = ["app", "make_app"]
 

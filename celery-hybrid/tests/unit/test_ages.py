@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from celery_hybrid.results import ages as module
-from celery_hybrid.results.ages import Ages
+from celery_hybrid.archive import ages as module
+from celery_hybrid.archive.ages import Ages
 
 EXPIRES = 100.0
 

@@ -13,10 +13,10 @@ from kombu.exceptions import OperationalError
 from redis import ConnectionPool
 
 from celery_hybrid import testing
+from celery_hybrid.broker import chord_counter as counting
+from celery_hybrid.broker.chord_counter import COMPLETE, DONE, GONE, Chord, Part, RedisCounter
 from celery_hybrid.errors import ResultStoreUnreachableError
 from celery_hybrid.results.chords import Chords
-from celery_hybrid.tasks import chords as counting
-from celery_hybrid.tasks.chords import COMPLETE, DONE, GONE, Chord, Part, RedisCounter
 
 
 @pytest.fixture

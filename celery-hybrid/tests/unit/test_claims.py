@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 
-from celery_hybrid.tasks import claims
-from celery_hybrid.tasks.claims import Incarnation, Suspects
+from celery_hybrid.broker import claims
+from celery_hybrid.broker.claims import Incarnation, Suspects
 
 
 def test_name_tells_the_tag_and_the_incarnation():

@@ -11,12 +11,14 @@ import amqp
 import pytest
 from kombu.message import Message
 
+from celery_hybrid.dead_letters.cli import Entry, _anew, _mend, _read, chosen
+from celery_hybrid.dead_letters.keeping import DeadLetters
+from celery_hybrid.dead_letters.letter import FAILED, LOST, REASONS, TIME_LIMIT, DeadLetter
+from celery_hybrid.dead_letters.policy import Policy
 from celery_hybrid.errors import OptionError
 from celery_hybrid.names import DEAD_LETTER_EXCHANGE
 from celery_hybrid.rabbitmq.records import Record
-from celery_hybrid.tasks.consumer import fault_of
-from celery_hybrid.tasks.dead_letters import FAILED, LOST, REASONS, TIME_LIMIT, DeadLetters, Letter, Policy
-from celery_hybrid.tasks.dead_letters_cli import Entry, _anew, _mend, _read, chosen
+from celery_hybrid.worker.consumer import fault_of
 
 
 def message(body=b"[[], {}, {}]", headers=None, properties=None, **raw):
@@ -40,7 +42,7 @@ def test_a_dead_letter_is_logged_as_an_error_unless_celery_has_done_so(reason, c
     kept = []
     backend = SimpleNamespace(store=SimpleNamespace(keep=kept.append))
     letters = DeadLetters(SimpleNamespace(backend=backend, conf={}), "w@h")
-    assert letters.keep(Letter.of(message(), reason, "q", "w@h"))
+    assert letters.keep(DeadLetter.of(message(), reason, "q", "w@h"))
     assert len(kept) == 1
     expected = "WARNING" if reason in (FAILED, LOST, TIME_LIMIT) else "ERROR"
     assert [record.levelname for record in caplog.records] == [expected]
@@ -49,7 +51,7 @@ def test_a_dead_letter_is_logged_as_an_error_unless_celery_has_done_so(reason, c
 class TestLetter:
     def test_comes_back_as_it_was(self):
         headers = {"id": "a", "task": "t", "retries": 2, "x-lost": 1, "x-replays": 3, "argsrepr": "ü"}
-        made = Letter.of(message(headers=headers), FAILED, "q", "w@h", ValueError("no"), "Traceback …")
+        made = DeadLetter.of(message(headers=headers), FAILED, "q", "w@h", ValueError("no"), "Traceback …")
         assert made.id == "a:2.1.3:failed"
         record = made.to_record()
         assert record.exchange == DEAD_LETTER_EXCHANGE
@@ -57,14 +59,14 @@ class TestLetter:
         sent = record.to_message()
         assert sent.properties["message_id"] == made.id
         assert sent.properties["delivery_mode"] == 2
-        assert Letter.from_body(sent.body) == made
+        assert DeadLetter.from_body(sent.body) == made
 
     @pytest.mark.parametrize("body", [b"\xff\x00", b"", "ü".encode()])
     def test_body_to_the_byte(self, body):
         raw = {"body": base64.b64encode(body).decode(), "properties": {"body_encoding": "base64"}, "headers": {}}
-        letter = Letter.of(message(_raw=raw), FAILED, "q", "w")
+        letter = DeadLetter.of(message(_raw=raw), FAILED, "q", "w")
         assert letter.body == body
-        assert Letter.from_body(letter.to_record().body).body == body
+        assert DeadLetter.from_body(letter.to_record().body).body == body
 
     @pytest.mark.parametrize(
         "raw",
@@ -76,11 +78,11 @@ class TestLetter:
         ],
     )
     def test_of_anything(self, raw):
-        letter = Letter.of(message(_raw=raw), FAILED, "q", "w")
-        assert Letter.from_body(letter.to_record().body).id == letter.id
+        letter = DeadLetter.of(message(_raw=raw), FAILED, "q", "w")
+        assert DeadLetter.from_body(letter.to_record().body).id == letter.id
 
     def test_text_is_cut(self):
-        letter = Letter.of(message(), FAILED, "q", "w", ValueError("x" * 10**6), "y" * 10**6)
+        letter = DeadLetter.of(message(), FAILED, "q", "w", ValueError("x" * 10**6), "y" * 10**6)
         assert len(letter.to_record().body) < 50_000
 
     def test_results_go_where_they_went(self):
@@ -135,7 +137,7 @@ class TestFaults:
 
 
 def entry(**values):
-    letter = Letter(**{"id": "i", "reason": FAILED, "failed": datetime.now(UTC).isoformat(), **values})
+    letter = DeadLetter(**{"id": "i", "reason": FAILED, "failed": datetime.now(UTC).isoformat(), **values})
     return Entry.of(amqp.Message(letter.to_record().body))
 
 
@@ -169,7 +171,7 @@ class TestTools:
         assert (found.letter, found.id, found.reason) == (None, "m", "rabbitmq.maxlen")
         assert found.line()
 
-    def test_anew(self):
+    def test_headers_of_a_replay(self):
         headers = {"id": "a", "root_id": "a", "retries": 3, "eta": "x", "expires": "y", "x-lost": 2, "group": "g"}
         letter = SimpleNamespace(headers=headers, properties={"correlation_id": "a", "reply_to": "r"}, replays=1)
         again, properties = _anew(letter, False)

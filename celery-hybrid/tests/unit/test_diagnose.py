@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-from celery_hybrid.diagnose import broker, pools, sockets, workers
+from celery_hybrid.diagnose import broker, sockets, workers
+from celery_hybrid.worker import pools
 
 
 def envelope(**properties: Any) -> bytes:

@@ -119,7 +119,7 @@ class TestOddStates:
                 found.get(timeout=5)
         assert len(app.backend.store.memory.dead_letters) == 1
 
-    def test_a_refused_state_that_is_no_end_is_absent(self, app):
+    def test_a_refused_state_that_is_not_final_is_absent(self, app):
         app.backend.store.publisher.publish(
             Record("id", RESULT, status="STARTED", body=b"\x80", content_type="no/such")
         )

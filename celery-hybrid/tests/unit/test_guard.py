@@ -8,7 +8,7 @@ from celery_hybrid.guard import BeingDoneError, Claim, Guard, LostClaimError
 
 
 class Table(dict):
-    """Records of somebody's own."""
+    """Records of an application's own."""
 
     def begin(self, name, text, seconds):
         if name in self:

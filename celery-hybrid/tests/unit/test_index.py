@@ -8,9 +8,9 @@ import tracemalloc
 
 import pytest
 
+from celery_hybrid.archive import index as module
+from celery_hybrid.archive.index import Block, DecidingOffsets, Index, KnownOutcome, PartitionIndex, place
 from celery_hybrid.rabbitmq.records import FORGET, GROUP, RESULT, Record, outcome
-from celery_hybrid.results import index as module
-from celery_hybrid.results.index import At, Index, Known, Ledger, Places, place
 
 LIMIT = 64 * 1024
 
@@ -24,7 +24,7 @@ def result(number, status="SUCCESS", offset=0, size=100):
 
 
 def places_of(records, begin):
-    places = Places(begin, len(records))
+    places = Block(begin, len(records))
     for offset, record in enumerate(records, begin):
         places.put(offset, place(record.kind, record.subject, record.status, record.id))
     return places
@@ -37,32 +37,32 @@ def filled(*records, limit=LIMIT, begin=0):
 
 
 def test_absent_is_known():
-    assert filled(result(1)).find(key(2), 0) == Known(None)
-    assert Index(LIMIT, 1).find(key(1), 0) == Known(None)
+    assert filled(result(1)).find(key(2), 0) == KnownOutcome(None)
+    assert Index(LIMIT, 1).find(key(1), 0) == KnownOutcome(None)
 
 
 def test_partitions_are_apart():
-    assert filled(result(1)).find(key(1), 1) == Known(None)
+    assert filled(result(1)).find(key(1), 1) == KnownOutcome(None)
 
 
 def test_a_record_is_found_at_its_offset():
     index = filled(*(result(number) for number in range(500)), begin=700)
-    assert index.find(key(123), 0) == At((823,))
+    assert index.find(key(123), 0) == DecidingOffsets((823,))
     kept = result(123, offset=823)
-    assert index.find(key(123), 0, {823: kept}) == Known(kept)
-    assert index.find(key(123), 0) == Known(kept)
+    assert index.find(key(123), 0, {823: kept}) == KnownOutcome(kept)
+    assert index.find(key(123), 0) == KnownOutcome(kept)
 
 
 def test_a_task_and_a_group_may_have_the_same_id():
     index = filled(Record("x", GROUP, subject=GROUP), Record("x", RESULT, status="SUCCESS"))
-    assert index.find((GROUP, "x"), 0) == At((0,))
-    assert index.find((RESULT, "x"), 0) == At((1,))
+    assert index.find((GROUP, "x"), 0) == DecidingOffsets((0,))
+    assert index.find((RESULT, "x"), 0) == DecidingOffsets((1,))
     index.extend(0, places_of([Record.tombstone("x", GROUP)], 2))
-    assert index.find((GROUP, "x"), 0) == At((0, 2))
-    assert index.find((RESULT, "x"), 0) == At((1,))
+    assert index.find((GROUP, "x"), 0) == DecidingOffsets((0, 2))
+    assert index.find((RESULT, "x"), 0) == DecidingOffsets((1,))
 
 
-def test_what_is_no_record_is_not_found():
+def test_message_that_is_not_a_record_is_not_found():
     assert place("seed", "seed", "", "") == place("other", "other", "", "id-1") == 0
 
 
@@ -96,7 +96,7 @@ def place_of(record):
 def looked_up(index, wanted, records):
     """Return what holds for a key, reading the records that the index names."""
     found = index.find(wanted, 0)
-    if isinstance(found, At):
+    if isinstance(found, DecidingOffsets):
         found = index.find(wanted, 0, {offset: records[offset] for offset in found.offsets})
     return place_of(found.record)
 
@@ -141,8 +141,8 @@ def test_outcomes_after_the_oldest_were_forgotten(seed):
     records = [dataclasses.replace(each, offset=offset) for offset, each in enumerate(records)]
     index = Index(LIMIT, 1)
     index.extend(0, places_of(records[:30], 0))
-    index._ledgers[0].cut(random_.randint(1, 29))
-    index._ledgers[0].truncated = True
+    index._partitions[0].cut(random_.randint(1, 29))
+    index._partitions[0].truncated = True
     for number in range(4):
         if index.find(key(number), 0) is None:
             index.fold(key(number), folded(records[:30], key(number)), 0, 30, 0)
@@ -160,10 +160,10 @@ def test_what_was_forgotten_is_not_taken_for_absent():
     # There may have been an earlier SUCCESS.
     assert index.find(key(19_999), 0) is None
     assert index.find(key("new"), 0) is None
-    assert index.find(key("new"), 1) == Known(None)
+    assert index.find(key("new"), 1) == KnownOutcome(None)
     # A tombstone hides whatever was forgotten.
     index.extend(0, places_of([Record.tombstone("id-0", RESULT)], 20_000))
-    assert index.find(key(0), 0) == At((20_000,))
+    assert index.find(key(0), 0) == DecidingOffsets((20_000,))
     # It may also hide what comes behind it, of a run that was forgotten.
     index.extend(0, places_of([result(0)], 20_001))
     assert index.find(key(0), 0) is None
@@ -172,23 +172,23 @@ def test_what_was_forgotten_is_not_taken_for_absent():
 def test_a_collision_is_not_taken_for_the_record(monkeypatch):
     monkeypatch.setattr(module, "hash", lambda _: 0x1234567800, raising=False)
     index = filled(result(1), result(2), limit=LIMIT)
-    assert index.find(key(2), 0) == At((0,))
+    assert index.find(key(2), 0) == DecidingOffsets((0,))
     read = {0: result(1, offset=0)}
-    assert index.find(key(2), 0, read) == At((1,))
+    assert index.find(key(2), 0, read) == DecidingOffsets((1,))
     read[1] = result(2, offset=1)
-    assert index.find(key(2), 0, read) == Known(read[1])
-    assert index.find(key(3), 0, read) == Known(None)
+    assert index.find(key(2), 0, read) == KnownOutcome(read[1])
+    assert index.find(key(3), 0, read) == KnownOutcome(None)
 
 
 def test_hashes_are_found_at_whole_places_only(monkeypatch):
     """Seven bytes may also match across two places."""
     monkeypatch.setattr(module, "hash", lambda key: key, raising=False)
-    ledger = Ledger()
-    places = Places(0, 2)
+    positions = PartitionIndex()
+    places = Block(0, 2)
     places.put(0, 0x2222222222222201)
     places.put(1, 0x2222222222222222)
-    ledger.extend(places)
-    assert list(ledger.of(0x2222222222222200, 0)) == [(1, 0), (0x22, 1)]
+    positions.extend(places)
+    assert list(positions.of(0x2222222222222200, 0)) == [(1, 0), (0x22, 1)]
 
 
 def test_expired_records_are_forgotten_without_doubt():
@@ -200,8 +200,8 @@ def test_expired_records_are_forgotten_without_doubt():
     before = index.size
     index.expire(0, 6000)
     assert index.size < before / 2
-    assert index.find(key(1), 0) == index.find(key(3), 0) == Known(None)
-    assert index.find(key("late"), 0) == At((6000,))
+    assert index.find(key(1), 0) == index.find(key(3), 0) == KnownOutcome(None)
+    assert index.find(key("late"), 0) == DecidingOffsets((6000,))
 
 
 def test_an_expired_success_does_not_hide_what_came_after_it():
@@ -218,11 +218,11 @@ def test_a_new_stream_begins_empty():
     index.extend(1, places_of([result(1)], 50))
     index.find(key(1), 1, {50: result(1, offset=50)})
     index.restart(0)
-    assert index.find(key(1), 0) == index.find(key(7), 0) == Known(None)
-    assert isinstance(index.find(key(1), 1), Known)
+    assert index.find(key(1), 0) == index.find(key(7), 0) == KnownOutcome(None)
+    assert isinstance(index.find(key(1), 1), KnownOutcome)
     assert len(index) == 1
     index.extend(0, places_of([result(1)], 0))
-    assert index.find(key(1), 0) == At((0,))
+    assert index.find(key(1), 0) == DecidingOffsets((0,))
 
 
 def test_least_recently_used_goes_first():
@@ -231,8 +231,8 @@ def test_least_recently_used_goes_first():
     for number in range(200):
         index.find(key(number), 0, {number: records[number]})
         index.find(key(0), 0)
-    assert isinstance(index.find(key(0), 0), Known)
-    assert index.find(key(1), 0) == At((1,))
+    assert isinstance(index.find(key(0), 0), KnownOutcome)
+    assert index.find(key(1), 0) == DecidingOffsets((1,))
 
 
 def test_gaps_are_refused():
@@ -248,7 +248,7 @@ def test_memory_is_what_it_says_and_bounded(size):
         before = tracemalloc.get_traced_memory()[0]
         index = Index(limit, 4)
         for begin in range(0, 600_000, 1000):
-            index.extend(begin // 1000 % 4, Places(begin // 4000 * 1000, 1000))
+            index.extend(begin // 1000 % 4, Block(begin // 4000 * 1000, 1000))
             for offset in range(begin, begin + 20):
                 record = Record(f"{offset:036}", RESULT, status="SUCCESS"[:7], body=bytes(size), offset=offset)
                 index.fold(record.key, record, offset, offset + 1, 0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from celery_hybrid.delivery.journal import Noted
 from celery_hybrid.rabbitmq.records import RESULT, Record
-from celery_hybrid.results.journal import Noted
 
 STARTED, FAILURE, SUCCESS, AGAIN = (
     Record("id", RESULT, status=status, body=body, timestamp=7)
@@ -30,7 +30,7 @@ RUN_1, RUN_2 = (Record("id", RESULT, status="STARTED", run=run, retries=0, times
         ([SUCCESS, FORGET], SUCCESS, [FORGET]),
         ([SUCCESS, FORGET, AGAIN], SUCCESS, [FORGET, AGAIN]),
         ([FORGET, SUCCESS], FORGET, [FORGET, SUCCESS]),
-        # Somebody has stored or forgotten something since.
+        # Something was stored or forgotten since.
         ([STARTED], FAILURE, []),
         ([FAILURE], SUCCESS, []),
         ([SUCCESS], LATER_FORGET, []),

@@ -12,7 +12,7 @@ from typing import Any
 import kombu.connection
 import pytest
 
-from celery_hybrid import log_level as subject
+from celery_hybrid.worker import log_level as subject
 
 
 @pytest.fixture(autouse=True)
@@ -66,9 +66,9 @@ def test_kombu_is_traced_while_its_level_is_debug() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("LOUD",), "is no level"),
+        (("LOUD",), "is not a valid level"),
         (("DEBUG", 0), "between 0 and"),
-        (("DEBUG", "x"), "no number of seconds"),
+        (("DEBUG", "x"), "not a valid number of seconds"),
         (("DEBUG", 1, "x" * 20_000), "too many loggers"),
     ],
 )

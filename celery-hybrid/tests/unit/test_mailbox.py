@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import gc
 
+from celery_hybrid.archive.partition import Ends
 from celery_hybrid.rabbitmq.records import RESULT, Record
-from celery_hybrid.results.archive import Ends
 from celery_hybrid.results.replies import SENT_LIMIT, Mailbox
 from celery_hybrid.results.store import _ids_in
 
@@ -117,7 +117,7 @@ def test_an_id_that_is_used_again_is_delivered_again():
     assert mailbox._size == 0
 
 
-def test_what_nobody_takes_is_there_for_those_who_ask_for_parents():
+def test_record_that_no_waiter_takes_is_there_when_parents_are_asked_for():
     mailbox = Mailbox(10_000)
     mailbox.deliver(result("a", "FAILURE"))
     assert mailbox.look("a").status == "FAILURE"

@@ -15,10 +15,12 @@ pytest.importorskip("prometheus_client")
 from prometheus_client import CollectorRegistry
 
 from celery_hybrid import metrics
+from celery_hybrid.broker import sent
 from celery_hybrid.errors import OptionError
-from celery_hybrid.metrics import counts, sent, shared
+from celery_hybrid.metrics import counts
 from celery_hybrid.metrics import worker as worker_metrics
 from celery_hybrid.metrics.beat import Schedule
+from celery_hybrid.results import latency as shared
 
 NOW = 1_000_000.0
 
@@ -291,7 +293,7 @@ def results(monkeypatch):
         sampler = worker_metrics.Sampler(None)
         sampler.look()
         registry = CollectorRegistry()
-        registry.register(worker_metrics.Results(sampler, shared.Table()))
+        registry.register(worker_metrics.ResultMetrics(sampler, shared.Table()))
         return registry.get_sample_value
 
     return samples

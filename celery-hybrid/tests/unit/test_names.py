@@ -22,7 +22,7 @@ def test_verifier_and_backend_mean_the_same_objects() -> None:
 
 def test_verifier_and_backend_look_into_the_same_stream() -> None:
     for _ in range(20):
-        one = canary.Canary("celery", 16)
+        one = canary.QueueCanary("celery", 16)
         assert one.stream == names.archive_stream(names.partition_of(one.id, 16))
 
 

@@ -16,15 +16,23 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
+from celery_hybrid.delivery.outbox import FullError, Outbox
 from celery_hybrid.errors import OutboxError
 from celery_hybrid.rabbitmq.records import RESULT, Record
 from celery_hybrid.rabbitmq.urls import parse
-from celery_hybrid.results.outbox import FullError, Outbox
 from celery_hybrid.results.store import default_outbox
 
 
 def record(name: str, body: bytes = b"{}") -> Record:
-    return Record(name, RESULT, status="SUCCESS", body=body, content_type="application/json", content_encoding="utf-8")
+    return Record(
+        name,
+        RESULT,
+        status="SUCCESS",
+        body=body,
+        content_type="application/json",
+        content_encoding="utf-8",
+        timestamp=1_700_000_000,
+    )
 
 
 @pytest.fixture
@@ -75,7 +83,7 @@ def test_the_bytes_are_bounded(path: Path) -> None:
 
 
 def test_a_record_beyond_the_bound_is_taken_by_an_empty_outbox(path: Path) -> None:
-    # It would block for ever otherwise.
+    # It would block indefinitely otherwise.
     outbox = Outbox(path, 10, 1000)
     outbox.add(record("large", b"x" * 5000), None)
     assert outbox.depth().count == 1
@@ -188,7 +196,7 @@ def test_a_file_that_is_deleted_or_replaced_is_left_and_its_loss_is_named(
     if replacement is not None:
         path.write_bytes(replacement)
     outbox.add(record("c"), None)
-    assert "It held 2 results that RabbitMQ had not taken." in caplog.text
+    assert "It held 2 results that RabbitMQ had not accepted." in caplog.text
     # Every process uses what is there now.
     assert [waiting.record.id for waiting in other.oldest(5)] == ["c"]
     assert [waiting.record.id for waiting in Outbox(path, 10, 1 << 20).oldest(5)] == ["c"]
@@ -297,7 +305,7 @@ def test_a_fork_waits_until_no_thread_is_inside(path: Path) -> None:
     app.conf.update(
         result_backend="amqp://me:secret@127.0.0.1:9/celery", result_backend_transport_options={"outbox": str(path)}
     )
-    outbox = app.backend.store.outbox
+    outbox = app.backend.store.results_delivery.outbox
     assert outbox is not None
     inside, leave = threading.Event(), threading.Event()
 

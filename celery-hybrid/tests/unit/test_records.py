@@ -17,7 +17,7 @@ def result(status, body=b"{}", **fields):
 
 
 def test_partition_is_crc32():
-    # Fixed for ever: other versions and other languages must find the same stream.
+    # Fixed: other versions and other languages must find the same stream.
     assert partition_of("123456789", 1 << 32) == 0xCBF43926
     assert {partition_of(f"id-{number}", 16) for number in range(500)} == set(range(16))
 

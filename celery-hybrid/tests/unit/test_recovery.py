@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from celery_hybrid.tasks.recovery import InHand, Purged, RecoveryError, read
+from celery_hybrid.recovery.tasks import InHand, Purged, RecoveryError, read
 
 MESSAGE = b'{"body": "W10=", "headers": {"task": "shop.pay", "id": "7f3c"}, "properties": {"delivery_tag": "t"}}'
 
@@ -34,11 +34,11 @@ def test_a_message_is_the_same_after_the_file(tmp_path: Path, element: bytes, sh
 @pytest.mark.parametrize(
     "change", [{"element": None}, {"list": 1}, {"number": "x"}, {"purge": None}, {"encoding": "base64", "element": "%"}]
 )
-def test_what_is_no_message_is_refused_with_its_line(tmp_path: Path, change: dict[str, object]) -> None:
+def test_line_that_is_not_a_message_is_refused_with_its_number(tmp_path: Path, change: dict[str, object]) -> None:
     line = Purged("p", 1, "q", "q", b"x").line()
     path = tmp_path / "file"
     path.write_text(line + json.dumps({**json.loads(line), **change}) + "\n")
-    with pytest.raises(RecoveryError, match="line 2, is no message of a purge"):
+    with pytest.raises(RecoveryError, match="line 2, is not a message of a purge"):
         read(path)
 
 

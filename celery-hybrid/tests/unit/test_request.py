@@ -16,12 +16,12 @@ from kombu.exceptions import OperationalError
 from kombu.message import Message
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-from celery_hybrid.tasks.consumer import Consumer, fault_of
-from celery_hybrid.tasks.dead_letters import FAILED, LOST, REJECTED
-from celery_hybrid.tasks.request import Request
+from celery_hybrid.dead_letters.letter import FAILED, LOST, REJECTED
+from celery_hybrid.worker.consumer import Consumer, fault_of
+from celery_hybrid.worker.request import Request
 
 
-class Keeper:
+class FakeConsumer:
     """What a request asks of the consumer."""
 
     connection_errors = (ConnectionError,)
@@ -63,8 +63,8 @@ class Pool:
 
 
 @pytest.fixture
-def keeper():
-    return Keeper()
+def consumer():
+    return FakeConsumer()
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def pool():
 
 
 @pytest.fixture
-def made(keeper, pool):
+def made(consumer, pool):
     app = Celery("slots", broker="memory://", backend="cache+memory://", set_as_current=False)
 
     @app.task(name="slots.task", acks_late=True)
@@ -81,7 +81,7 @@ def made(keeper, pool):
         pass
 
     def make(own=Request, run=None, send=lambda *_args, **_options: None):
-        kind = type("Request", (own,), {"keeper": keeper})
+        kind = type("Request", (own,), {"consumer": consumer})
         eventer = SimpleNamespace(enabled=True, send=send)
         kind = create_request_cls(kind, task, pool, "host", eventer, app=app)
         headers = {"id": uuid.uuid4().hex, "task": task.name}
@@ -113,21 +113,21 @@ def broken(*_args, **_options):
     raise ZeroDivisionError("not foreseen")
 
 
-def test_success_is_acknowledged_when_its_event_fails(made, keeper):
+def test_success_is_acknowledged_when_its_event_fails(made, consumer):
     request = made(send=broken)
     request.on_success((False, "value", 0.1))
-    assert keeper.ended == ["acknowledged"]
-    assert keeper.kept == []
+    assert consumer.ended == ["acknowledged"]
+    assert consumer.kept == []
     assert not state.reserved_requests
 
 
 @pytest.mark.parametrize("hook", ["_reason", "send_event", "_stopped"])
-def test_failure_ends_as_dead_letter_when_handling_it_fails(made, keeper, hook):
+def test_failure_ends_as_dead_letter_when_handling_it_fails(made, consumer, hook):
     request = made()
     setattr(request, hook, broken)
     request.on_failure(failure(ValueError("no")))
-    assert keeper.kept == [FAILED]
-    assert keeper.ended == ["acknowledged"]
+    assert consumer.kept == [FAILED]
+    assert consumer.ended == ["acknowledged"]
     assert not state.reserved_requests
 
 
@@ -140,29 +140,29 @@ def test_failure_ends_as_dead_letter_when_handling_it_fails(made, keeper, hook):
         (ValueError("not of Redis"), REJECTED),
     ],
 )
-def test_retry_that_could_not_be_sent_is_not_a_rejected_task(made, keeper, reason, kept):
+def test_retry_that_could_not_be_sent_is_not_a_rejected_task(made, consumer, reason, kept):
     request = made()
     request.on_failure(failure(Reject(reason, requeue=False)))
-    assert keeper.kept == [kept]
+    assert consumer.kept == [kept]
 
 
-def test_failure_that_cannot_be_kept_is_left_in_redis(made, keeper):
-    keeper.room = False
+def test_failure_that_cannot_be_kept_is_left_in_redis(made, consumer):
+    consumer.room = False
     request = made()
     request.on_failure(failure(ValueError("no")))
-    assert keeper.ended == ["left"]
+    assert consumer.ended == ["left"]
     assert not state.reserved_requests
 
 
-def test_time_limit_that_cannot_be_kept_is_left_in_redis(made, keeper):
-    keeper.room = False
+def test_time_limit_that_cannot_be_kept_is_left_in_redis(made, consumer):
+    consumer.room = False
     request = made()
     request.on_timeout(False, 1)
-    assert keeper.ended == ["left"]
+    assert consumer.ended == ["left"]
     assert not state.reserved_requests
 
 
-def test_error_of_a_hook_of_the_application_ends_the_request(made, keeper):
+def test_error_of_a_hook_of_the_application_ends_the_request(made, consumer):
     class Own(Request):
         on_failure = on_timeout = broken
 
@@ -170,14 +170,14 @@ def test_error_of_a_hook_of_the_application_ends_the_request(made, keeper):
         lambda request: request.on_failure(failure(ValueError("no"))),
         lambda request: request.on_timeout(False, 1),
     ):
-        keeper.ended.clear()
+        consumer.ended.clear()
         end(made(Own))
-        assert keeper.ended == ["acknowledged"]
+        assert consumer.ended == ["acknowledged"]
     assert not state.reserved_requests
 
 
 @pytest.mark.parametrize("exc", [SystemExit(1), KeyboardInterrupt(), GeneratorExit()])
-def test_task_that_exits_in_a_pool_without_processes_is_lost(made, keeper, exc):
+def test_task_that_exits_in_a_pool_without_processes_is_lost(made, consumer, exc):
     from celery.concurrency.base import apply_target
 
     def target():
@@ -185,35 +185,35 @@ def test_task_that_exits_in_a_pool_without_processes_is_lost(made, keeper, exc):
 
     request = made()
     apply_target(target, callback=request.on_success, accept_callback=request.on_accepted)
-    assert keeper.kept == [LOST]
-    assert keeper.ended == ["acknowledged"]
+    assert consumer.kept == [LOST]
+    assert consumer.ended == ["acknowledged"]
     assert not state.reserved_requests
 
 
-def test_lost_connection_is_passed_on_after_the_end(made, keeper):
+def test_lost_connection_is_passed_on_after_the_end(made, consumer):
     def gone(*_args, **_options):
         raise ConnectionError("gone")
 
     request = made(send=gone)
     with pytest.raises(ConnectionError):
         request.on_success((False, "value", 0.1))
-    assert keeper.ended == ["acknowledged"]
+    assert consumer.ended == ["acknowledged"]
 
 
-def test_task_that_the_pool_refuses_leaves_its_slot(made, keeper, pool):
+def test_task_that_the_pool_refuses_leaves_its_slot(made, consumer, pool):
     pool.failure = ZeroDivisionError("not foreseen")
     with pytest.raises(TaskRevokedError):
         made().execute_using_pool(pool)
-    assert keeper.ended == ["acknowledged"]
-    assert keeper.kept == [FAILED]
+    assert consumer.ended == ["acknowledged"]
+    assert consumer.kept == [FAILED]
 
 
-def test_task_whose_claim_is_lost_does_not_begin(made, keeper, pool):
+def test_task_whose_claim_is_lost_does_not_begin(made, consumer, pool):
     pool.failure = AssertionError("it has begun")
-    keeper.may = False
+    consumer.may = False
     with pytest.raises(TaskRevokedError):
         made().execute_using_pool(pool)
-    assert keeper.ended == []
+    assert consumer.ended == []
     assert not state.reserved_requests
 
 
@@ -248,13 +248,13 @@ class Held:
     """A message as the consumer sees it, and the channel that has it."""
 
     def __init__(self, age, renew):
-        from celery_hybrid.tasks import claims
+        from celery_hybrid.broker import claims
 
         self.delivery_tag, self.headers, self.leased = "name", {"id": "a"}, claims.now() - age
         self.channel = SimpleNamespace(visibility_timeout=100, renew=renew, qos=SimpleNamespace())
 
 
-def consumer(**more):
+def bare_consumer(**more):
     made = Consumer.__new__(Consumer)
     made.__dict__.update(_strays=set(), _held={}, _owed={}, settled=[], **more)
     made.settle = lambda message, requeue=None: made.settled.append((message, requeue))
@@ -263,22 +263,22 @@ def consumer(**more):
 
 def test_young_lease_is_not_renewed_before_a_task_begins():
     message = Held(49, renew=lambda _names: pytest.fail("not needed"))
-    assert consumer().may_begin(message)
+    assert bare_consumer().may_begin(message)
 
 
 def test_old_lease_is_renewed_before_a_task_begins():
     asked = []
     message = Held(51, renew=lambda names: asked.append(list(names)) or [])
-    assert consumer().may_begin(message)
-    assert consumer().may_begin(message)
+    assert bare_consumer().may_begin(message)
+    assert bare_consumer().may_begin(message)
     assert asked == [["name"]]
 
 
 def test_task_with_a_lost_lease_does_not_begin(monkeypatch):
-    from celery_hybrid.tasks import consumer as module
+    from celery_hybrid.worker import consumer as module
 
     monkeypatch.setattr(module.virtual.QoS, "ack", lambda _qos, _tag: None)
-    made = consumer()
+    made = bare_consumer()
     message = Held(51, renew=list)
     assert not made.may_begin(message)
     assert message.channel is None
@@ -290,7 +290,7 @@ def test_task_whose_lease_cannot_be_renewed_goes_back():
     def refused(_names):
         raise ConnectionError("no Redis")
 
-    made = consumer()
+    made = bare_consumer()
     message = Held(51, renew=refused)
     assert not made.may_begin(message)
     assert made.settled == [(message, True)]

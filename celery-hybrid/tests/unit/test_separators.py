@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from kombu.transport import redis as stock
 
-from celery_hybrid.tasks import separators
+from celery_hybrid.broker import separators
 
 DEFAULT = stock.Channel.sep
 

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from celery_hybrid import systemd
+from celery_hybrid.delivery.delivery import DEAD_LETTERS, RESULTS
+from celery_hybrid.worker import systemd
 
 
 class Clock:
@@ -95,7 +96,7 @@ def test_notify_in_the_abstract_namespace(monkeypatch):
         assert server.recv(100) == b"WATCHDOG=1"
 
 
-def test_a_socket_that_is_gone_is_no_error(monkeypatch, tmp_path):
+def test_a_socket_that_is_gone_is_not_an_error(monkeypatch, tmp_path):
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "none"))
     assert systemd.notify(READY=1) is True
 
@@ -132,7 +133,7 @@ def test_a_loop_that_hangs_is_not(clock, requests):
     clock.now += 59
     assert health.problem() == ""
     clock.now += 2
-    assert health.problem() == "the consumer has not come round for 61 s"
+    assert health.problem() == "the consumer has not made progress for 61 s"
 
 
 def test_attempts_to_reach_the_broker_count_as_progress(clock, requests):
@@ -153,7 +154,7 @@ def test_the_solo_pool_is_alive_while_it_runs_a_task(clock, requests):
     clock.now += 500
     assert health.problem() == ""
     requests.active.clear()
-    assert "not come round" in health.problem()
+    assert "not made progress" in health.problem()
 
 
 def looked_at(health, consumer, clock, seconds):
@@ -169,7 +170,7 @@ def test_a_pool_that_does_not_begin_is_stuck(clock, requests):
     health = systemd.WorkerHealth(consumer, clock=clock)
     requests.reserved.add(Request("a"))
     assert looked_at(health, consumer, clock, 50) == ""
-    assert "has not begun a task" in looked_at(health, consumer, clock, 20)
+    assert "has not started a task" in looked_at(health, consumer, clock, 20)
 
 
 @pytest.mark.parametrize("why", ["busy", "not handed"])
@@ -197,7 +198,7 @@ def test_a_task_that_outlives_its_limit_means_a_stuck_pool(where, clock, request
     assert "the task a, whose time limit is 100 s" in looked_at(health, consumer, clock, 10)
 
 
-def test_a_task_without_a_limit_may_run_for_ever(clock, requests):
+def test_a_task_without_a_limit_may_run_indefinitely(clock, requests):
     consumer = Consumer()
     health = systemd.WorkerHealth(consumer, clock=clock)
     requests.active.add(Request("a"))
@@ -207,13 +208,14 @@ def test_a_task_without_a_limit_may_run_for_ever(clock, requests):
 
 def test_a_relay_that_hangs_is_a_problem(clock, requests, monkeypatch):
     relay = SimpleNamespace(steps=0)
-    monkeypatch.setattr(systemd, "stores_of", lambda app: [SimpleNamespace(relay=relay, letter_relay=None)])
+    deliveries = [SimpleNamespace(what=RESULTS, relay=None), SimpleNamespace(what=DEAD_LETTERS, relay=relay)]
+    monkeypatch.setattr(systemd, "stores_of", lambda app: [SimpleNamespace(deliveries=deliveries)])
     consumer = Consumer()
     health = systemd.WorkerHealth(consumer, clock=clock)
     assert looked_at(health, consumer, clock, 100) == ""  # not begun
     relay.steps = 1
     assert looked_at(health, consumer, clock, 50) == ""
-    assert "relay" in looked_at(health, consumer, clock, 20)
+    assert "relay of the outbox of dead letters" in looked_at(health, consumer, clock, 20)
     relay.steps = 2
     assert looked_at(health, consumer, clock, 2) == ""
 
@@ -243,8 +245,8 @@ def test_beat(clock):
     assert scheduler.tick() == 5
     assert health.problem() == ""
     clock.now += 361
-    assert "not looked at its schedule for 361 s" in health.problem()
-    assert health.status() == "1 periodic tasks"
+    assert "not checked its schedule for 361 s" in health.problem()
+    assert health.status() == "1 periodic task"
 
 
 def test_beat_that_waits_for_the_lock_of_another_is_not_stuck(clock):
@@ -256,7 +258,7 @@ def test_beat_that_waits_for_the_lock_of_another_is_not_stuck(clock):
     scheduler.tick()
     assert health.problem() == ""
     clock.now += 361
-    assert "not looked at its schedule for 361 s" in health.problem()
+    assert "not checked its schedule for 361 s" in health.problem()
 
 
 def test_beat_whose_scheduler_keeps_no_list_has_a_status(clock):

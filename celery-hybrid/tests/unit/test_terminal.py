@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from celery_hybrid.terminal import printable
+from celery_hybrid.terminal import counted, printable
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,8 @@ def test_control_characters_become_escapes(evil: str) -> None:
 
 def test_other_text_stays_as_it_is() -> None:
     assert printable("shop.charge[ü 日本 …] 100 %") == "shop.charge[ü 日本 …] 100 %"
+
+
+@pytest.mark.parametrize(("count", "shown"), [(0, "0 dead letters"), (1, "1 dead letter"), (2, "2 dead letters")])
+def test_number_of_things_agrees_with_their_name(count: int, shown: str) -> None:
+    assert counted(count, "dead letters") == shown

@@ -8,7 +8,7 @@ import kombu.transport
 import pytest
 from kombu.transport import redis as stock
 
-from celery_hybrid.tasks import transport
+from celery_hybrid.broker import transport
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from celery_hybrid.errors import OptionError
+from celery_hybrid.masking import masked
 from celery_hybrid.rabbitmq import urls
 
 SECRET = "s3cr3t"
@@ -64,14 +65,14 @@ def test_refused_without_showing_the_password(url, sentence):
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
-        ("amqp://me:s3cr3t@h:5672/celery", "amqp://me:**@h:5672/celery"),
-        ("amqp://me:s3cr3t@h/c;amqp://you:s3cr3t2@g/c", "amqp://me:**@h/c;amqp://you:**@g/c"),
-        ("amqps://me:a:s3cr3t@b@h/c", "amqps://me:**@h/c"),
-        ("amqp://me:s3cr3t/@h/c", "amqp://me:**@h/c"),
-        ("amqp://:s3cr3t@h/c", "amqp://:**@h/c"),
+        ("amqp://me:s3cr3t@h:5672/celery", "amqp://me:********@h:5672/celery"),
+        ("amqp://me:s3cr3t@h/c;amqp://you:s3cr3t2@g/c", "amqp://me:********@h/c;amqp://you:********@g/c"),
+        ("amqps://me:a:s3cr3t@b@h/c", "amqps://me:********@h/c"),
+        ("amqp://me:s3cr3t/@h/c", "amqp://me:********@h/c"),
+        ("amqp://:s3cr3t@h/c", "amqp://:********@h/c"),
         ("amqp://me@h/c", "amqp://me@h/c"),
         ("amqp://h", "amqp://h"),
     ],
 )
 def test_masked(url, shown):
-    assert urls.masked(url) == shown
+    assert masked(url) == shown

@@ -15,12 +15,12 @@ import pytest
 from celery import Celery, _state
 from kombu.exceptions import ContentDisallowed
 
-from celery_hybrid.verify import Check, Report, Request, RequestError, names
+from celery_hybrid.masking import Mask
+from celery_hybrid.verify import Check, CheckReport, VerifyRequest, VerifyRequestError, names
 from celery_hybrid.verify.__main__ import print_table
-from celery_hybrid.verify.canary import Canary
-from celery_hybrid.verify.masking import Mask
+from celery_hybrid.verify.canary import QueueCanary
 from celery_hybrid.verify.report import Failed, Skipped
-from celery_hybrid.verify.results import Results, age_seconds
+from celery_hybrid.verify.results import ResultChecks, age_seconds
 from celery_hybrid.verify.runner import declared_queues
 from celery_hybrid.verify.settings import Settings, canonical, reported_backend, value_of
 from celery_hybrid.verify.workers import Workers
@@ -31,7 +31,7 @@ ENCODED = "Pa55%3Aw%2Ford%402%239"
 
 @pytest.fixture
 def report():
-    return Report(Mask())
+    return CheckReport(Mask())
 
 
 def test_a_check_that_needs_a_failed_one_is_not_run_and_fails(report):
@@ -86,7 +86,7 @@ def test_a_report_without_checks_is_not_ok(report):
 
 
 def test_a_check_that_is_left_out_is_listed_and_blocks_nothing():
-    report = Report(Mask(), ["a", "f"])
+    report = CheckReport(Mask(), ["a", "f"])
     report.run("a", "good", lambda: pytest.fail("must not run"), remedy="r")
     report.run("f[queue]", "good", lambda: pytest.fail("must not run"), remedy="r")
     report.run("b", "good", lambda: "fine", remedy="r", needs=["a"])
@@ -117,7 +117,7 @@ def test_passwords_of_unknown_urls_are_masked_too():
 
 
 def test_a_report_masks_everything():
-    report = Report(Mask([f"redis://:{ENCODED}@h"]))
+    report = CheckReport(Mask([f"redis://:{ENCODED}@h"]))
     report.run("a", PASSWORD, lambda: fail(f"no {PASSWORD}", f"see {ENCODED}"), remedy="r")
     assert PASSWORD not in json.dumps(report.as_dict())
     assert ENCODED not in json.dumps(report.as_dict())
@@ -137,13 +137,13 @@ def test_a_report_masks_everything():
     ],
 )
 def test_a_wrong_request_is_refused(data, message):
-    with pytest.raises(RequestError) as caught:
-        Request.from_mapping(data)
+    with pytest.raises(VerifyRequestError) as caught:
+        VerifyRequest.from_mapping(data)
     assert message in str(caught.value)
 
 
 def test_a_request_is_read():
-    request = Request.from_mapping({"app": None, "queues": ["a"], "canary_timeout": 3, "skip": ["canary.redis"]})
+    request = VerifyRequest.from_mapping({"app": None, "queues": ["a"], "canary_timeout": 3, "skip": ["canary.redis"]})
     assert request.queues == ["a"]
     assert request.skip == ["canary.redis"]
 
@@ -199,7 +199,7 @@ def test_declared_queues(conf, queues):
 
 
 def test_a_canary_knows_its_partition():
-    canary = Canary("q", 16)
+    canary = QueueCanary("q", 16)
     assert canary.stream == f"celery.results.{zlib.crc32(canary.id.encode()) % 16}"
 
 
@@ -247,7 +247,7 @@ def configuration(tmp_path, monkeypatch):
 
 
 def verdicts(settings, expected=None):
-    report = Report(Mask(os.environ.values()))
+    report = CheckReport(Mask(os.environ.values()))
     if settings.check_loading(report):
         settings.check_values(report, expected or {})
     return {check.name: check for check in report.checks}
@@ -279,7 +279,7 @@ def test_good_settings_pass(configuration):
         ({"task_time_limit": None}, "settings.visibility_timeout", "no task_time_limit"),
         ({"task_time_limit": 600}, "settings.visibility_timeout", "600 s, and task_time_limit 600 s"),
         ({"broker_transport_options": {}, "task_time_limit": 7200}, "settings.visibility_timeout", "3600 s"),
-        ({"result_backend": None}, "settings.result_backend", "thrown away"),
+        ({"result_backend": None}, "settings.result_backend", "dropped"),
         ({"result_backend": "rpc://"}, "settings.result_backend", "celery.backends.rpc"),
         ({"result_backend": "redis://h/1"}, "settings.result_backend", "celery.backends.redis"),
         ({"result_backend": "nonsense://h"}, "settings.result_backend", "nonsense:// has no backend"),
@@ -293,7 +293,7 @@ def test_each_wrong_setting_fails_its_own_check(configuration, changes, name, me
 
 
 def test_the_backend_of_this_package_is_the_right_one(configuration):
-    found = verdicts(configuration(result_backend="celery_hybrid.verify.report:Report+amqp://u:p@h/celery"))
+    found = verdicts(configuration(result_backend="celery_hybrid.verify.report:CheckReport+amqp://u:p@h/celery"))
     assert found["settings.result_backend"].ok
 
 
@@ -327,7 +327,7 @@ APPLICATION = "from celery import Celery\napp = Celery('x', set_as_current=False
 def test_an_application_that_leaves_the_file_alone(configuration):
     found = verdicts(configuration(APPLICATION + "@app.task\ndef one(): pass\n"))
     assert found["settings.application"].ok
-    assert found["settings.application"].actual == "x, 1 tasks of its own"
+    assert found["settings.application"].actual == "x, 1 task of its own"
 
 
 def test_an_application_that_overrides_the_file(configuration):
@@ -404,7 +404,7 @@ def answers(**changes):
 
 def inspected(nodes=("a@h1", "b@h2"), queues=("one", "two"), **changes):
     workers = Inspected(nodes, answers(**changes))
-    report = Report(Mask())
+    report = CheckReport(Mask())
     workers.check(report, AGREED, queues)
     return workers, {check.name: check for check in report.checks}
 
@@ -446,7 +446,7 @@ def test_a_worker_with_another_setting_is_named_with_setting_and_value():
 
 def test_a_worker_that_cannot_tell_its_configuration():
     _, found = inspected(conf={"a@h1": dict(CONF), "b@h2": {"error": "TypeError()"}})
-    assert found["settings.workers"].actual == "b@h2 cannot tell its configuration: TypeError()"
+    assert found["settings.workers"].actual == "b@h2 cannot report its configuration: TypeError()"
 
 
 def test_a_worker_that_answers_with_pickle_is_named():
@@ -486,7 +486,7 @@ OVERVIEW = {"object_totals": {"connections": 2}}
 )
 def test_connections_are_compared_with_what_the_servers_allow(broker, results, ok, message):
     workers, _ = inspected()
-    report = Report(Mask())
+    report = CheckReport(Mask())
     workers.check_connections(report, broker, results)
     assert report.ok is ok
     assert message in report.checks[0].actual
@@ -494,18 +494,27 @@ def test_connections_are_compared_with_what_the_servers_allow(broker, results, o
 
 def test_a_queue_that_nobody_consumes():
     _, found = inspected(queues=["one", "three"])
-    assert found["workers.queues"].actual == "nobody consumes three"
+    assert found["workers.queues"].actual == "no worker consumes three"
 
 
 @pytest.mark.parametrize(
     ("state", "actual"),
     [
-        ({"outbox": {"count": 7, "refused": 0, "dropped": 0}}, "b@h2: 7 results wait"),
-        ({"outbox": {"count": 0, "refused": 2, "dropped": 0}}, "b@h2: 2 results are refused by RabbitMQ for good"),
+        ({"outbox": {"count": 7, "refused": 0, "dropped": 0}}, "b@h2: 7 results waiting"),
+        ({"outbox": {"count": 0, "refused": 2, "dropped": 0}}, "b@h2: 2 results refused by RabbitMQ for good"),
         ({"outbox": {"count": 0, "refused": 0, "dropped": 2}}, "empty on a@h1, b@h2"),
+        ({"outbox": {"count": 0}, "dead_letters": {"count": 3, "refused": 0}}, "b@h2: 3 dead letters waiting"),
+        (
+            {"outbox": {"count": 1}, "dead_letters": {"count": 0, "refused": 2}},
+            "b@h2: 1 result waiting; b@h2: 2 dead letters refused by RabbitMQ for good",
+        ),
+        (
+            {"outbox": {"count": 0}, "dead_letters": {"error": "the outbox /y is damaged"}},
+            "b@h2: the outbox /y is damaged",
+        ),
         ({"outbox": {"path": "/x", "error": "the outbox /x cannot be used"}}, "b@h2: the outbox /x cannot be used"),
-        ({}, "b@h2 does not tell"),
-        ({"error": "KeyError"}, "b@h2 does not tell"),
+        ({}, "b@h2 does not report it"),
+        ({"error": "KeyError"}, "b@h2 does not report it"),
     ],
 )
 def test_results_that_wait_are_told(state, actual):
@@ -565,7 +574,7 @@ def facts(partitions=2):
 
 
 def topology(facts, method, *arguments):
-    results = Results("amqp://h", {"partitions": 2}, 1.0, facts)
+    results = ResultChecks("amqp://h", {"partitions": 2}, 1.0, facts)
     return getattr(results, method)(*arguments)
 
 
@@ -610,7 +619,7 @@ def without(kind, name):
         (without("exchanges", "celery.dlx"), "_dlx", (), "celery.dlx does not exist"),
         (change("exchanges", "celery.dlx", durable=False), "_dlx", (), "durable is False"),
         (facts(partitions=3), "_partitions", (), "RabbitMQ has 3 streams, the configuration says 2"),
-        (facts(partitions=1), "_partitions", (), "RabbitMQ has 1 streams, the configuration says 2"),
+        (facts(partitions=1), "_partitions", (), "RabbitMQ has 1 stream, the configuration says 2"),
         (without("bindings", "celery.results.1"), "_bindings", (), "not bound: celery.results.1"),
         (
             change("bindings", "celery.reply.1", routing_key="celery.results.1"),
@@ -622,7 +631,7 @@ def without(kind, name):
             change("queues", "celery.results.1", effective_policy_definition={}),
             "_expiry",
             (86400.0,),
-            "no max-age, so records are kept for ever: celery.results.1",
+            "no max-age, so records are kept indefinitely: celery.results.1",
         ),
         (
             change("queues", "celery.results.0", effective_policy_definition={"max-age": "1h"}),
@@ -655,7 +664,7 @@ def without(kind, name):
         ({"bindings": [1]}, "_bindings", (), "malformed"),
     ],
 )
-def test_each_difference_of_the_topology_has_a_sentence(given, method, arguments, message):
+def test_each_difference_of_the_topology_is_explained(given, method, arguments, message):
     with pytest.raises(Failed) as caught:
         topology(given, method, *arguments)
     assert message in caught.value.actual
@@ -737,7 +746,7 @@ def test_the_command_answers_json_whatever_the_application_prints(configuration,
 
 
 def test_the_table():
-    report = Report(Mask(), ["c"])
+    report = CheckReport(Mask(), ["c"])
     report.checks = [Check("a.b", True, "e", "fine", "", 1.0), Check("a.long", False, "e", "bad", "Do it.", 2.0)]
     report.skipped = {"c": "", "d": "nobody may look"}
     out = io.StringIO()

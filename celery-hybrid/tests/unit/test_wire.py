@@ -10,8 +10,8 @@ import time
 import amqp
 import pytest
 
+from celery_hybrid.archive.wire import Connection, StreamMessage, Wire
 from celery_hybrid.rabbitmq.records import GROUP, RESULT, Record
-from celery_hybrid.rabbitmq.wire import Connection, Delivery, Wire
 
 RECORDS = [
     Record("a" * 36, RESULT, status="SUCCESS", body=b'{"x": 1}', content_type="application/json", offset=7),
@@ -30,9 +30,9 @@ def header_of(message, **headers):
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.kind)
 def test_a_glance_sees_what_the_record_says(record):
-    message = record.to_message("somebody")
+    message = record.to_message("client")
     more = {"odd": [1, {"x": 2.5, "y": None}], "flag": True, "x-stream-offset": 2**40}
-    delivery = Delivery(3, header_of(message, **more), record.body)
+    delivery = StreamMessage(3, header_of(message, **more), record.body)
     whole = delivery.record()
     assert whole == Record.from_message(_with_offset(message, 2**40))
     assert (delivery.id, delivery.kind, delivery.subject) == (whole.id, whole.kind, whole.subject)
@@ -56,7 +56,7 @@ def _with_offset(message, offset):
     ],
 )
 def test_foreign_messages_do_no_harm(properties):
-    delivery = Delivery(1, header_of(amqp.Message("body", **properties)), b"body")
+    delivery = StreamMessage(1, header_of(amqp.Message("body", **properties)), b"body")
     whole = delivery.record()
     assert (delivery.id, delivery.kind, delivery.status) == (whole.id, whole.kind, whole.status)
     assert (delivery.offset, delivery.subject) == (whole.offset, whole.subject)

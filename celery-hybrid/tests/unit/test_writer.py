@@ -12,6 +12,11 @@ from typing import Any
 
 import pytest
 
+from celery_hybrid.delivery import relay as relay_module
+from celery_hybrid.delivery import writer as writer_module
+from celery_hybrid.delivery.outbox import FullError, Outbox
+from celery_hybrid.delivery.relay import CLOSED, OPEN, Relay
+from celery_hybrid.delivery.writer import Writer
 from celery_hybrid.errors import (
     OutboxError,
     RecordTooLargeError,
@@ -21,11 +26,6 @@ from celery_hybrid.errors import (
 )
 from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.records import DEAD_LETTER, RESULT, Record
-from celery_hybrid.results import relay as relay_module
-from celery_hybrid.results import writer as writer_module
-from celery_hybrid.results.outbox import FullError, Outbox
-from celery_hybrid.results.relay import CLOSED, OPEN, Relay
-from celery_hybrid.results.writer import Writer
 
 BAD = b'{"status": "SUCCESS", "result": 1}'
 
@@ -114,7 +114,7 @@ def test_whatever_the_reason_the_result_is_kept(
     assert waiting(outbox) == ["a"]
 
 
-def test_nobody_overtakes_those_who_wait(write: Any, publisher: Publisher, outbox: Outbox) -> None:
+def test_record_does_not_overtake_waiting_ones(write: Any, publisher: Publisher, outbox: Outbox) -> None:
     publisher.failure = AWAY
     write("a")
     publisher.failure = None
@@ -180,7 +180,7 @@ def test_a_full_outbox_drops_the_oldest_when_told_so(
         write(str(number))
     assert waiting(outbox) == [str(number) for number in range(2, 11)]
     assert [text for text in caplog.messages if "is dropped" in text] == [
-        f"The outbox {outbox.path} is full; the oldest record, of {number}, is dropped." for number in range(2)
+        f"The outbox {outbox.path} is full; the oldest of its results, of {number}, is dropped." for number in range(2)
     ]
 
 

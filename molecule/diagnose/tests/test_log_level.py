@@ -49,7 +49,7 @@ def test_levels_are_raised_in_children_and_their_successors_and_put_back(shell: 
 def test_wrong_level_is_refused_and_second_reset_succeeds(playbook: Any) -> None:
     refused = playbook("log_level", "-e", "log_level=LOUD")
     assert refused.returncode == 2
-    assert "is no level" in refused.stdout + refused.stderr
+    assert "is not a valid level" in refused.stdout + refused.stderr
     for _ in range(2):
         done = playbook("log_level", "-e", "log_level=reset")
         assert done.returncode == 0, done.stdout + done.stderr

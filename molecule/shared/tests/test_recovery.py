@@ -57,7 +57,7 @@ def test_a_queue_is_purged_into_a_file_and_put_back(ansible_playbook, client, ro
     assert root_shell(address, f"stat -c '%U %a' {path}").stdout == "celery 600\n"
     found = [json.loads(line)["id"] for line in root_shell(address, f"cat {path}").stdout.splitlines()]
     assert found == ids
-    assert "3 messages are back, 0 were" in root_shell(address, f"celery tasks put-back --execute {path}").stdout
+    assert "3 messages put back, 0 were" in root_shell(address, f"celery tasks put-back --execute {path}").stdout
     slow("add_consumer")
     program = f"print(json.dumps([AsyncResult(i, app=app).get(timeout=60) for i in {ids}]))"
     assert wait_until(lambda: client(program), 60) == [1, 2, 3]

@@ -15,22 +15,22 @@ from typing import Any, TextIO
 from celery import Celery
 from kombu.utils.json import dumps
 
-from celery_hybrid.verify.masking import Mask
+from celery_hybrid.masking import Mask
 from celery_hybrid.verify.settings import censored
 
 from . import broker, sockets, workers
-from .request import Request, RequestError
+from .request import DiagnoseRequest, DiagnoseRequestError
 
 
 class Reading:
-    """Reads part by part, and tells each at once, so that whoever ends this program has what it read until then.
+    """Reads part by part, and prints each immediately, so that what was read is kept when this program is killed.
 
     Args:
         request: what is to be read.
         out: where the lines go.
     """
 
-    def __init__(self, request: Request, out: TextIO) -> None:
+    def __init__(self, request: DiagnoseRequest, out: TextIO) -> None:
         self._request = request
         self._out = out
         self._mask = Mask(os.environ.values())
@@ -90,8 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         data = json.load(sys.stdin) if options.request else {"python_path": [str(Path.cwd())], "nodes": options.node}
-        request = Request.from_mapping(data)
-    except (RequestError, ValueError) as exc:
+        request = DiagnoseRequest.from_mapping(data)
+    except (DiagnoseRequestError, ValueError) as exc:
         sys.stderr.write(f"celery_hybrid.diagnose: {exc}\n")
         return 2
     # Settings may print while they are imported; the answer must stay readable for programs.

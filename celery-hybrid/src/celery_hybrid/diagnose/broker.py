@@ -1,4 +1,4 @@
-"""What waits in Redis and what is in hand, over the very URL and options that the workers use."""
+"""Waiting and unacknowledged messages in Redis, over the very URL and options that the workers use."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from celery_hybrid.tasks import separators
+from celery_hybrid.broker import separators
 
-#: How much is looked at, at most: Redis answers nobody else meanwhile.
+#: How much is read at most: Redis answers no other client meanwhile.
 _SCANS, _SCAN_COUNT = 20, 1000
 _SAMPLE = 10
 _IN_HAND = 500

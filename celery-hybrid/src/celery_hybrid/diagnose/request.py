@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 
-class RequestError(ValueError):
+class DiagnoseRequestError(ValueError):
     """The request is not of the form that this program reads."""
 
 
 @dataclass(frozen=True)
-class Request:
+class DiagnoseRequest:
     """What is to be read, and in which time.
 
     Attributes:
         config_module: module named by ``CELERY_CONFIG_MODULE``; None keeps the environment's.
         python_path: directories put in front of ``sys.path``, as ``PYTHONPATH`` of the service does.
-        nodes: node names that are asked for everything, beside those that nobody declares.
-        others: node names that somebody else asks for everything.
+        nodes: node names that are asked for everything, beside undeclared ones.
+        others: node names that are asked for everything elsewhere.
         timeout: seconds that connecting, or one answer, may take.
     """
 
@@ -29,7 +29,7 @@ class Request:
     timeout: float = 2.0
 
     @classmethod
-    def from_mapping(cls, data: object) -> Request:
+    def from_mapping(cls, data: object) -> DiagnoseRequest:
         """A request from decoded JSON.
 
         Raises:
@@ -37,5 +37,5 @@ class Request:
         """
         names = {each.name for each in fields(cls)}
         if not isinstance(data, Mapping) or not set(data) <= names:
-            raise RequestError(f"the request must be an object of {', '.join(sorted(names))}")
+            raise DiagnoseRequestError(f"the request must be an object of {', '.join(sorted(names))}")
         return cls(**data)

@@ -25,7 +25,7 @@ _MOST_TASKS = 500
 
 
 def read(app: Any, nodes: Sequence[str], others: Sequence[str], timeout: float) -> dict[str, Any]:
-    """Ask all nodes whether they live, and *nodes* and those that nobody declares for everything.
+    """Ask all nodes whether they live, and *nodes* and undeclared ones for everything.
 
     Args:
         app: whose broker is used.

@@ -3,16 +3,16 @@
 A settings module calls :func:`install`; with an empty address that does nothing. There are no events and no remote
 control in it: what a scrape shows is in the memory of the process that answers.
 
-=====================  ==============================================================================================
-room                   what is counted there
-=====================  ==============================================================================================
-:mod:`.counts`         tasks, in the main process, where the pool reports that one began or ended; for every pool
-:mod:`.shared`         stored results and connections, in the process that stores or connects; children of a prefork
-                       pool write to memory that they share with the main process
-:mod:`.worker`         states that are read when they are asked for: the pool, the consumer, the outbox, the circuit
-:mod:`.beat`           the schedule
-:mod:`.exposition`     the HTTP server
-=====================  ==============================================================================================
+========================  ===========================================================================================
+room                      what is counted there
+========================  ===========================================================================================
+:mod:`.counts`            tasks, in the main process, where the pool reports that one began or ended; for every pool
+:mod:`..results.latency`  stored results, in the process that stores; children of a prefork pool write to memory that
+                          they share with the main process
+:mod:`.worker`            states that are read when they are asked for: the pool, the consumer, the outbox, the circuit
+:mod:`.beat`              the schedule
+:mod:`.exposition`        the HTTP server
+========================  ===========================================================================================
 
 Names follow https://prometheus.io/docs/practices/naming/, or are those of danihodovic's celery-exporter where it has
 the metric, so that its dashboards and alerts work.
@@ -74,5 +74,5 @@ def _part(name: str) -> Any:
     except ModuleNotFoundError as exc:
         if exc.name != "prometheus_client":
             raise
-        logger.error("There are no metrics: prometheus_client is missing. Install celery-hybrid[metrics].")
+        logger.error("No metrics are served: prometheus_client is missing. Install celery-hybrid[metrics].")
         return None

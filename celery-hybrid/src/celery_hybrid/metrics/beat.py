@@ -57,13 +57,13 @@ class Schedule:
 
     def collect(self) -> Iterator[Metric]:
         """Return what is known."""
-        yield GaugeMetricFamily("celery_beat_up", "Always 1; a beat that is down says nothing.", 1)
+        yield GaugeMetricFamily("celery_beat_up", "Always 1; absent while beat is down.", 1)
         yield GaugeMetricFamily("celery_beat_entries", "Periodic tasks in the schedule.", self._entries)
-        longest = "Seconds that beat may sleep between two looks at its schedule."
+        longest = "Longest time in seconds between two checks of beat's schedule."
         yield GaugeMetricFamily("celery_beat_max_interval_seconds", longest, self._scheduler.max_interval)
-        age = "Seconds since beat has looked at its schedule."
+        age = "Seconds since beat last checked its schedule."
         yield GaugeMetricFamily("celery_beat_tick_age_seconds", age, self._clock() - self._ticked)
-        lag = "Seconds by which the first task was late when beat looked last."
+        lag = "Seconds by which the first task was late at beat's last check."
         yield GaugeMetricFamily("celery_beat_lag_seconds", lag, self._lag)
         sent = CounterMetricFamily("celery_beat_sent", "Periodic tasks that were sent.", labels=["name"])
         last = GaugeMetricFamily(

@@ -17,8 +17,8 @@ from billiard.einfo import ExceptionWithTraceback
 from celery.exceptions import Ignore, Reject, Retry
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
-from celery_hybrid.metrics.sent import SENT_HEADER
-from celery_hybrid.tasks.dead_letters import REPLAYS_HEADER
+from celery_hybrid.broker.sent import SENT_HEADER
+from celery_hybrid.dead_letters.letter import REPLAYS_HEADER
 
 #: Upper bounds of the histograms' buckets, in seconds.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
@@ -56,7 +56,7 @@ def cumulative(bounds: Sequence[float], counts: Sequence[float]) -> list[tuple[s
     return buckets
 
 
-class Tasks:
+class TaskTotals:
     """Counts of the tasks of one name that came from one queue."""
 
     __slots__ = ("failed", "lock", "received", "redelivered", "rejected", "retried", "revoked", "runtime", "started",
@@ -71,7 +71,7 @@ class Tasks:
         self.wait = Distribution()
 
 
-#: Names of danihodovic's exporter, and ours in the same manner; each is an attribute of :class:`Tasks`.
+#: Names of danihodovic's exporter, and ours in the same manner; each is an attribute of :class:`TaskTotals`.
 _COUNTERS = {
     "received": "Tasks that this worker has taken from the broker, and that are neither revoked nor expired.",
     "redelivered": "Tasks among them that another worker, or this one, had taken before.",
@@ -96,16 +96,16 @@ class TaskCounts:
         self._hostname = hostname
         self._queues = queues
         self._clock = clock
-        self._tasks: dict[tuple[str, str], Tasks] = {}
+        self._tasks: dict[tuple[str, str], TaskTotals] = {}
         self._exceptions: set[str] = set()
 
-    def of(self, name: str, delivery_info: Mapping[str, Any] | None) -> Tasks:
+    def of(self, name: str, delivery_info: Mapping[str, Any] | None) -> TaskTotals:
         """Return the counts of a task, by its name and by what Celery knows of its delivery."""
         queue = (delivery_info or {}).get("routing_key") or ""
         tasks = self._tasks.get((name, queue))
         if tasks is None:
             known = queue if queue in self._queues() else OTHER
-            tasks = self._tasks.setdefault((name, known), Tasks())
+            tasks = self._tasks.setdefault((name, known), TaskTotals())
         return tasks
 
     # The worker reports
@@ -157,7 +157,7 @@ class TaskCounts:
     def _wait(self, request: Any) -> float | None:
         """Return for how long a task could have run and did not; None when that is not known.
 
-        The sender's clock and ours may differ, so this is no less than 0.
+        The sender's clock and ours may differ, so this is at least 0.
         """
         headers = request.request_dict
         sent = headers.get(SENT_HEADER)

@@ -46,7 +46,7 @@ class _Handler(WSGIRequestHandler):
     timeout = _CLIENT_SECONDS
 
     def log_message(self, *_: Any) -> None:
-        """A scrape is no news."""
+        """Do not log scrapes."""
 
 
 _servers: weakref.WeakSet[_Server] = weakref.WeakSet()
@@ -74,7 +74,7 @@ class Exposition:
         except OSError as exc:
             host, port = self._address
             logger.error(
-                "There are no metrics: %s port %d cannot be used (%s). End what uses it, or set another "
+                "No metrics are served: cannot listen on %s port %d (%s). Stop what uses it, or set another "
                 "address (worker_metrics_port).",
                 *(host, port, exc.strerror or exc),
             )

@@ -19,12 +19,12 @@ from prometheus_client.core import (
     Metric,
 )
 
-from celery_hybrid.metrics import shared
+from celery_hybrid.delivery.relay import CLOSED
 from celery_hybrid.metrics.counts import TaskCounts, cumulative, inner
 from celery_hybrid.metrics.exposition import Exposition
-from celery_hybrid.results.relay import CLOSED
+from celery_hybrid.results import latency as shared
 from celery_hybrid.results.store import stores_of
-from celery_hybrid.systemd import WorkerHealth
+from celery_hybrid.worker.systemd import WorkerHealth
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Step(bootsteps.StartStopStep):  # type: ignore[misc]
         count_signals(counts)
         self._sampler = Sampler(app)
         self._exposition = Exposition(self.address)
-        for collector in (counts, WorkerState(worker, hostname), Results(self._sampler, self._table)):
+        for collector in (counts, WorkerState(worker, hostname), ResultMetrics(self._sampler, self._table)):
             self._exposition.registry.register(collector)
         self._sampler.start()
         self._exposition.start()
@@ -165,7 +165,7 @@ class WorkerState:
             yield gauge
         yield from self._pools()
         letters = CounterMetricFamily(
-            "celery_dead_letters", "Messages that were put away, by reason.", labels=["reason"]
+            "celery_dead_letters", "Messages that were dead-lettered, by reason.", labels=["reason"]
         )
         for reason, count in copied(getattr(getattr(worker.consumer, "dead_letters", None), "counts", {})).items():
             letters.add_metric([reason], count)
@@ -181,8 +181,8 @@ class WorkerState:
 
     def _values(self) -> Iterator[tuple[str, str, float]]:
         worker, consumer = self._worker, self._worker.consumer
-        yield "up", "Always 1; a worker that is down says nothing.", 1
-        yield "tasks_active", "Tasks that run.", len(worker_state.active_requests)
+        yield "up", "Always 1; absent while the worker is down.", 1
+        yield "tasks_active", "Running tasks.", len(worker_state.active_requests)
         yield (
             "tasks_reserved",
             "Tasks that were taken, and run or wait for a process.",
@@ -200,7 +200,7 @@ class WorkerState:
             self._health = WorkerHealth(consumer)
         yield (
             "loop_age_seconds",
-            "Seconds since the event loop came round, as far as it is known.",
+            "Seconds since the event loop's last known iteration.",
             self._health.loop_age(),
         )
         attempt = getattr(consumer, "broker_connection_retry_attempt", 0)
@@ -213,7 +213,7 @@ class WorkerState:
         limit = GaugeMetricFamily(
             "celery_pool_limit", "Connections that a pool may open; 0 for no limit.", labels=["pool"]
         )
-        waits = CounterMetricFamily("celery_pool_waits", "How often a pool had no connection to give.", labels=["pool"])
+        waits = CounterMetricFamily("celery_pool_waits", "How often a pool had no free connection.", labels=["pool"])
         for name, pool in (("broker", self._worker.app.pool), ("producers", self._worker.app.producer_pool)):
             used.add_metric([name], len(pool._dirty))
             limit.add_metric([name], pool.limit or 0)
@@ -297,7 +297,7 @@ def ages_of(unfinished: dict[str, Any]) -> dict[str, float]:
     }
 
 
-class Results:
+class ResultMetrics:
     """A collector of what the result store says, and of what all processes of the worker have stored.
 
     Args:
@@ -326,7 +326,7 @@ class Results:
             refused.add_metric([reason], count)
         yield refused
         if state.get("circuit"):
-            words = "Whether results go to the outbox because RabbitMQ does not take them."
+            words = "Whether results go to the outbox because RabbitMQ does not accept them."
             yield GaugeMetricFamily("celery_result_circuit_open", words, float(state["circuit"] != CLOSED))
         yield from self._outboxes(state)
         chords = state.get("chords") or {}
@@ -358,7 +358,7 @@ _CHORDS = {
 }
 #: The outbox is a file of the host: all workers of a host show the same.
 _DEPTH = {
-    "records": ("count", "Records that wait for RabbitMQ on this host."),
+    "records": ("count", "Records on this host that wait for RabbitMQ."),
     "bytes": ("size", "Their bytes."),
     "oldest_timestamp_seconds": ("oldest", "When the oldest was stored; 0 when none waits."),
     "refused": ("refused", "Records that RabbitMQ will never take, kept for a person to look at."),

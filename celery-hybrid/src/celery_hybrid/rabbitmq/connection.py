@@ -30,7 +30,6 @@ from celery_hybrid.errors import (
 )
 from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.urls import Server
-from celery_hybrid.rabbitmq.wire import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +38,46 @@ HOW_TO_DECLARE = (
     "result_backend_transport_options = {'declare': True}"
 )
 
-# Half a minute without an answer of the kernel at the other end is the end of a connection.
 #: How long a RabbitMQ that answers may take until its streams do.
 STARTING_SECONDS = 10.0
 # How RabbitMQ words the one precondition that only deleting an object helps against. All others, such as
 # consumer_timeout, leave objects alone.
 _OTHER_ARGUMENTS = ("inequivalent arg", "cannot redeclare")
 _CHANNEL_IS_OVER = ("timed out", "unknown delivery tag")
+# Half a minute without an answer of the kernel at the other end is the end of a connection.
 _KEEPALIVE = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3, socket.TCP_NODELAY: 1}
+
+
+class Connection(amqp.Connection):  # type: ignore[misc]
+    """A connection none of whose reads outlasts a deadline.
+
+    Attributes:
+        deadline: by the monotonic clock; None for the timeouts of the single reads alone.
+    """
+
+    deadline: float | None = None
+
+    def blocking_read(self, timeout: float | None = None) -> Any:
+        """Read and handle one frame.
+
+        Raises:
+            TimeoutError: there was none in time.
+        """
+        return super().blocking_read(self.patience(timeout))
+
+    def patience(self, timeout: float | None) -> float | None:
+        """Return the seconds that one read may take.
+
+        Raises:
+            TimeoutError: the deadline is over.
+        """
+        if self.deadline is None:
+            return timeout
+        remaining = self.deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError
+        usual = self.transport.sock.gettimeout() if timeout is None else timeout
+        return remaining if usual is None else min(usual, remaining)
 
 
 class Servers:
@@ -161,7 +192,7 @@ class Link:
         """
         if not self._lock.acquire(timeout=max(0.0, timeout)):
             raise ResultStoreUnreachableError(
-                f"RabbitMQ does not answer: other threads have waited for it for more than {timeout:.1f} s."
+                f"RabbitMQ does not answer: other threads have been waiting for more than {timeout:.1f} s."
             )
         try:
             yield
@@ -234,7 +265,7 @@ class Link:
     def tick(self) -> None:
         """Answer and send heartbeats of an idle connection, and notice that the other end has closed it."""
         if self._connection is None or not self._lock.acquire(blocking=False):
-            return  # in use: whoever uses it finds out by itself
+            return  # in use: its user finds out by itself
         try:
             if self._connection is not None:
                 with contextlib.suppress(TimeoutError):
@@ -391,7 +422,7 @@ def translated(doing: str) -> Iterator[None]:
     except ssl.SSLCertVerificationError as exc:
         raise ResultStoreError(
             f"{doing}: its certificate is not accepted: {exc.verify_message}. Check the host in result_backend, and "
-            "ca_certs, which names the authority that signed it."
+            "ca_certs, which names the CA that signed it."
         ) from exc
     except ssl.SSLError as exc:
         raise ResultStoreUnreachableError(f"{doing}: TLS failed: {exc.reason or exc}.") from exc

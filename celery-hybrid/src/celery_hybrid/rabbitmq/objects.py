@@ -1,7 +1,7 @@
 """What must exist in RabbitMQ, as ``topology.json`` says it.
 
 The file is the only place for names, arguments, policies and rights: the ``rabbitmq`` role, :mod:`declare and check
-<celery_hybrid.results.topology>`, ``celery_verify`` and the documentation read it.
+<celery_hybrid.rabbitmq.topology>`, ``celery_verify`` and the documentation read it.
 """
 
 from __future__ import annotations

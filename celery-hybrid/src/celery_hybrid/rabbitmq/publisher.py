@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import amqp
@@ -104,7 +104,7 @@ class Publisher:
         with self._link.turn(self._turn):
             parcels = [self._parcel(record, reply_to) for record, reply_to in batch]
             try:
-                with translated(f"storing {len(parcels)} records"):
+                with translated(f"storing {len(parcels)} {_kinds(parcels)}"):
                     self._link.connection()
                     channel = self._confirmed
                     numbers = [channel.publish(parcel.message, parcel.exchange, parcel.key) for parcel in parcels]
@@ -119,7 +119,7 @@ class Publisher:
                 raise
 
     def probe(self, record: Record) -> None:
-        """Publish a small record, which nobody sees, to where this one goes; raises what :meth:`publish` does."""
+        """Publish a small record, which no reader sees, to where this one goes; raises what :meth:`publish` does."""
         message = Record("", SEED, subject=SEED).to_message()
         key = record.routing_key(self._options.partitions)
         self._send(_Parcel("a test message", message, record.exchange, key), None)
@@ -177,7 +177,7 @@ class Publisher:
         if not taken:
             raise TopologyError(
                 f"storing {parcel.what}: RabbitMQ has nothing bound to the exchange {parcel.exchange} with the key "
-                f"{parcel.key}. Run the rabbitmq role of celeryops.hybrid against it; it repairs what is missing."
+                f"{parcel.key}. Run the rabbitmq role of celeryops.hybrid against it; it declares what is missing."
             )
 
     @property
@@ -197,6 +197,11 @@ class Publisher:
     def abandon(self) -> None:
         """In a child: leave the parent's connection alone."""
         self._link.abandon()
+
+
+def _kinds(parcels: Sequence[_Parcel]) -> str:
+    """Return what several messages are, for people."""
+    return "dead letters" if all(parcel.what == "a dead letter" for parcel in parcels) else "records"
 
 
 def _remaining(deadline: float | None) -> float | None:

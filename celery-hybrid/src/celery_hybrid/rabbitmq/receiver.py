@@ -21,7 +21,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
 
 
 class Receiver:
-    """Receives messages in a thread; what it does with them is said by those who derive from it.
+    """Receives messages in a thread; what it does with them is up to subclasses.
 
     Args:
         servers: where.
@@ -54,7 +54,7 @@ class Receiver:
         self._stopping = threading.Event()
         #: Counts the times that it was (re)connected.
         self.generation = 0
-        #: Why nothing is received, None when something is or nobody has asked for it.
+        #: Why nothing is received, None when something is, or none was asked for.
         self.failure: ResultStoreError | None = None
 
     @property
@@ -90,7 +90,7 @@ class Receiver:
                 self._leave(channel)
                 farewell(connection)
         except Exception as exc:
-            logger.debug("The connection for %s ends without a word: %s", self._purpose, exc)
+            logger.debug("The connection for %s was not closed in order: %s", self._purpose, exc)
             return
         thread.join(0.5)
 
@@ -119,7 +119,7 @@ class Receiver:
                 if not self._stopping.is_set():
                     self._lost(exc)
             except Exception:
-                logger.exception("The receiver of %s failed, and begins again.", self._purpose)
+                logger.exception("The receiver of %s failed; restarting it.", self._purpose)
             finally:
                 self._listening.clear()
                 self._attempted.set()

@@ -36,7 +36,7 @@ RESULT, GROUP, FORGET, SEED = "result", "group", "forget", "seed"
 CHORD_PART, CHORD_SIZE, CHORD_GROWTH, CHORD_SHAPE = "chord-part", "chord-size", "chord-growth", "chord-shape"
 CHORD_KINDS = frozenset({CHORD_PART, CHORD_SIZE, CHORD_GROWTH, CHORD_SHAPE})
 
-#: A task that was put away, see :mod:`celery_hybrid.tasks.dead_letters`. Its subject is the routing key.
+#: A task that was dead-lettered, see :mod:`celery_hybrid.dead_letters.letter`. Its subject is the routing key.
 DEAD_LETTER = "dead-letter"
 
 #: What a tombstone hides; a task and a group may have the same id.
@@ -122,8 +122,8 @@ class Record:
         """Return the message, copied by RabbitMQ to the reply queue of ``reply_to`` and the journal.
 
         ``BCC`` is sender-selected distribution (https://www.rabbitmq.com/docs/sender-selected): one publish and one
-        confirm for two destinations, and a reply queue that has vanished is no error. ``x-stream-filter-value`` lets
-        RabbitMQ 3.13 and newer skip what a reader does not look for; older ones ignore it.
+        confirm for two destinations, and a reply queue that has vanished is not an error. ``x-stream-filter-value``
+        lets RabbitMQ 3.13 and newer skip what a reader does not look for; older ones ignore it.
         """
         if self.kind == DEAD_LETTER:
             return amqp.Message(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -10,10 +9,7 @@ from celery_hybrid.errors import OptionError
 
 SCHEMES = {"amqp": 5672, "amqps": 5671}
 QUERY_OPTIONS = ("ca_certs", "certfile", "keyfile", "login_method")
-MASK = "**"
 _EXAMPLE = "amqp://USER:PASSWORD@HOST:5672/VHOST"
-# A password may hold anything but the separators of hosts; it ends at the last @ before them.
-_PASSWORD = re.compile(r"(?<=://)([^:/@;]*):[^;]*@")
 
 
 @dataclass(frozen=True)
@@ -34,11 +30,6 @@ class Server:
 
     def __str__(self) -> str:
         return f"{self.address} (vhost {self.vhost}, user {self.user})"
-
-
-def masked(url: str) -> str:
-    """Return the URL with every password replaced, also when there are several hosts or it is malformed."""
-    return ";".join(_PASSWORD.sub(rf"\1:{MASK}@", part) for part in _split(url))
 
 
 def parse(url: str) -> tuple[list[Server], dict[str, str]]:

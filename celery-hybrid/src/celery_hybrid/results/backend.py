@@ -18,6 +18,8 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import GroupResult, result_from_tuple
 from celery.utils.functional import LRUCache, _regen
 
+from celery_hybrid.broker.chord_counter import GONE, RedisCounter
+from celery_hybrid.delivery.failure import failure_instead
 from celery_hybrid.errors import (
     RecordRefusedError,
     RecordTooLargeError,
@@ -25,16 +27,15 @@ from celery_hybrid.errors import (
     ResultStoreUnreachableError,
     TopologyError,
 )
+from celery_hybrid.masking import masked
 from celery_hybrid.names import id_of
 from celery_hybrid.processes import must_not_wait
 from celery_hybrid.rabbitmq.options import SETTING, Options
 from celery_hybrid.rabbitmq.records import CHORD_GROWTH, CHORD_PART, GROUP, RESULT, Record
-from celery_hybrid.rabbitmq.urls import masked
 from celery_hybrid.results.chords import BRIEF, Chords, MainProcessChords, origin_of, register, task_ids
-from celery_hybrid.results.content import Codec, Meta, failure_instead
+from celery_hybrid.results.content import Codec, Meta
 from celery_hybrid.results.store import Store, on_fork, store_of
 from celery_hybrid.results.waiting import SHORTEST_LOOK, ResultConsumer
-from celery_hybrid.tasks.chords import GONE, RedisCounter
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class AMQPBackend(AsyncBackendMixin, Backend):
         return self._store
 
     def after_fork(self) -> None:
-        """Begin anew in a child: what the parent waits for is not the child's."""
+        """Begin again in a child: what the parent waits for is not the child's."""
         self._chords.clear()
         for waiting in self._pending_results:
             waiting.clear()
@@ -120,7 +121,7 @@ class AMQPBackend(AsyncBackendMixin, Backend):
         """Make sure, before a task is sent, that its result can be pushed to this process.
 
         Not in the tasks of a worker that must not wait for other tasks: the steps of a chain are sent from there, and
-        each child of a pool would have a thread, a connection and a queue that nobody asks. Where a task is allowed
+        each child of a pool would have a thread, a connection and a queue that is never used. Where a task is allowed
         to wait, results are read from the archive, or pushed if it sent them while it was allowed to.
 
         RabbitMQ may be down: then the task is sent all the same, and its result is found in the archive.
@@ -274,12 +275,12 @@ class AMQPBackend(AsyncBackendMixin, Backend):
         except TopologyError:
             return False
         except ResultStoreError as exc:
-            logger.warning("RabbitMQ cannot tell whether it counts chord %s: %s", group_id, exc)
+            logger.warning("RabbitMQ does not answer whether it counts chord %s: %s", group_id, exc)
             return False
         return True
 
     def chord_error_from_stack(self, callback: Any, exc: Exception | None = None) -> Any:
-        """Store the failure of a chord's body, and push it to whoever waits for the body."""
+        """Store the failure of a chord's body, and push it to the client that waits for the body."""
         # Celery makes up a request for it, which has no reply_to.
         self._client_of_chord = callback.options.get("reply_to")
         try:
@@ -348,7 +349,7 @@ class AMQPBackend(AsyncBackendMixin, Backend):
         return self._meta(task_id) or {"status": states.PENDING, "result": None}
 
     def task_result_exists(self, task_id: str) -> bool:
-        """Tell whether anything is stored for a task."""
+        """Return whether anything is stored for a task."""
         return self._meta(task_id) is not None
 
     def _meta(self, task_id: str) -> Meta | None:
@@ -383,7 +384,7 @@ class AMQPBackend(AsyncBackendMixin, Backend):
 
         Args:
             task_ids: the ids.
-            timeout: seconds; None waits for ever.
+            timeout: seconds; None waits indefinitely.
             interval: seconds between looks.
             no_ack: has no meaning here.
             on_message: called with each meta.

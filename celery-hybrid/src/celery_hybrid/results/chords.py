@@ -1,7 +1,7 @@
 """Chords by events: what a header's tasks give is counted in the broker, and the last one starts the body.
 
 This is the side of the result backend: what a part is, what the body gets, and what it is told when it will never be
-started. Where parts are counted is the business of a :class:`~celery_hybrid.tasks.chords.Counter`.
+started. Where parts are counted is the business of a :class:`~celery_hybrid.broker.chord_counter.Counter`.
 
 The main process of a worker only counts. Composing a body runs code of the application (errbacks, routers, an
 ``apply_async`` of one's own), so it leaves that to a task, :data:`~celery_hybrid.names.FINISH_CHORD`.
@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from celery import states
 from celery._state import _task_stack, get_current_task
@@ -27,10 +27,7 @@ from celery.utils.functional import maybe_list
 from kombu.exceptions import OperationalError
 from kombu.serialization import dumps, loads, prepare_accept_content
 
-from celery_hybrid.errors import RecordRefusedError, RecordTooLargeError, ResultStoreUnreachableError
-from celery_hybrid.names import FINISH_CHORD
-from celery_hybrid.rabbitmq.records import RESULT, Record
-from celery_hybrid.tasks.chords import (
+from celery_hybrid.broker.chord_counter import (
     BODY,
     BY_ID,
     COMPLETE,
@@ -42,9 +39,10 @@ from celery_hybrid.tasks.chords import (
     Part,
     RedisCounter,
 )
-
-if TYPE_CHECKING:
-    from celery_hybrid.results.backend import AMQPBackend
+from celery_hybrid.errors import RecordRefusedError, RecordTooLargeError, ResultStoreUnreachableError
+from celery_hybrid.names import FINISH_CHORD
+from celery_hybrid.rabbitmq.records import RESULT, Record
+from celery_hybrid.results.content import Codec, Meta
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +68,34 @@ class _MissingError(_LaterError):
     """A server, or a result that is in another host's outbox, is away for now: the body is not at fault."""
 
 
+class ChordBackend(Protocol):
+    """What chords need of a result backend, which is :class:`celery_hybrid.results.backend.AMQPBackend`."""
+
+    app: Any
+    #: What all backends of the process share.
+    store: Any
+    #: Encodes what is stored.
+    codec: Codec
+
+    def store_result(self, task_id: str, result: Any, state: str) -> Any:
+        """Store a result."""
+
+    def encode_result(self, result: Any, state: str) -> Any:
+        """Return a result so that the serializer takes it."""
+
+    def decode_record(self, record: Record) -> Meta:
+        """Return the meta of a record."""
+
+    def exception_to_python(self, exc: Any) -> Any:
+        """Return the exception that was stored as data."""
+
+    def chord_error_from_stack(self, callback: Any, exc: BaseException) -> Any:
+        """Fail the body of a chord, and call its errbacks."""
+
+    def count_as_before(self, request: Any, state: str, result: Any) -> bool:
+        """Count a part as earlier versions did, and return whether the chord is one of theirs."""
+
+
 class Chords:
     """The chords of an application, as seen by one of its backends.
 
@@ -78,7 +104,7 @@ class Chords:
         counter: where parts are counted.
     """
 
-    def __init__(self, backend: AMQPBackend, counter: Counter) -> None:
+    def __init__(self, backend: ChordBackend, counter: Counter) -> None:
         self.backend = backend
         self.counter = counter
         self._app = backend.app
@@ -89,7 +115,7 @@ class Chords:
         """Count the end of a task; when it was the last one, send the body.
 
         Raises:
-            kombu.exceptions.OperationalError: this is no task of a worker, and the broker is away.
+            kombu.exceptions.OperationalError: this is not a task of a worker, and the broker is away.
         """
         self._part_ended(request, self._part(request, status, result), result)
 
@@ -191,7 +217,7 @@ class Chords:
                 else:
                     self._finish(group_id, chord, signature, own)
         except _LaterError as exc:
-            logger.warning("The body of chord %s is sent later: %s", group_id, exc)
+            logger.warning("Retrying the body of chord %s later: %s", group_id, exc)
             if isinstance(exc, _MissingError):
                 with contextlib.suppress(OperationalError):
                     self.counter.excuse(group_id)
@@ -254,7 +280,7 @@ class Chords:
         except OperationalError as exc:
             raise _MissingError(repr(exc)) from exc
         except Exception as exc:
-            # A queue that is no list, or one that this user may not write to.
+            # A queue that is not a list, or one that this user may not write to.
             raise _LaterError(f"Redis refuses it: {exc}") from exc
 
     def _fail(self, body: Any, error: ChordError) -> None:
@@ -366,7 +392,7 @@ class MainProcessChords(Chords):
 
     counter: RedisCounter
 
-    def __init__(self, backend: AMQPBackend, counter: RedisCounter) -> None:
+    def __init__(self, backend: ChordBackend, counter: RedisCounter) -> None:
         super().__init__(backend, counter)
 
     def part_ended(self, request: Any, status: str, result: Any) -> None:
@@ -374,13 +400,15 @@ class MainProcessChords(Chords):
         self.backend.store.chords.take(request, self._part(request, status, result), self)
 
     def leave_abandoned(self) -> None:
-        """Let tasks finish the chords that nobody is finishing.
+        """Let tasks finish the chords that no process is finishing.
 
         Raises:
             kombu.exceptions.OperationalError: Redis does not answer in time.
         """
         for group_id, origin in self.counter.abandoned():
-            logger.warning("Chord %s is complete, or has timed out, and nobody is finishing it.", group_id)
+            logger.warning(
+                "Chord %s is complete or has timed out, and no process is finishing it; finishing it.", group_id
+            )
             self.leave(group_id, origin=origin)
 
     def close(self) -> None:
@@ -391,7 +419,7 @@ class MainProcessChords(Chords):
         """Count the end of a task.
 
         Raises:
-            kombu.exceptions.OperationalError: Redis does not answer at once.
+            kombu.exceptions.OperationalError: Redis does not answer immediately.
         """
         try:
             answer = self._count(request, part)
@@ -423,7 +451,7 @@ class MainProcessChords(Chords):
 
 
 class ChordSweeper:
-    """Finds, in a thread of a worker's main process, the chords that nobody is finishing.
+    """Finds, in a thread of a worker's main process, the chords that no process is finishing.
 
     Args:
         app: returns the Celery application, or None when it is gone.
@@ -451,12 +479,12 @@ class ChordSweeper:
         self._wake.set()
 
     def take(self, request: Any, part: Part, chords: MainProcessChords) -> None:
-        """Count the end of a task now, or in the thread when Redis does not answer at once."""
+        """Count the end of a task now, or in the thread when Redis does not answer immediately."""
         if not self._waiting:
             try:
                 chords.count_now(request, part)
             except OperationalError as exc:
-                logger.warning("The end of task %s is counted later: %s", request.id, exc)
+                logger.warning("Retrying to count the end of task %s later: %s", request.id, exc)
             else:
                 return
         self._waiting.append((request, part))
@@ -476,7 +504,7 @@ class ChordSweeper:
                 self.unfinished = {}
                 logger.log(
                     logging.DEBUG if isinstance(exc, OperationalError) else logging.ERROR,
-                    *("Chords are looked after later: %r", exc),
+                    *("The sweep of chords failed; retrying later: %r", exc),
                 )
             del app
         if self._chords is not None:

@@ -8,16 +8,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import amqp
 from celery import states
 from kombu.compression import compress, decompress
-from kombu.serialization import dumps, loads, registry
+from kombu.serialization import dumps, loads
 
-from celery_hybrid.errors import RecordRefusedError, RecordTooLargeError, ResultStoreError
+from celery_hybrid.errors import RecordRefusedError, ResultStoreError
 from celery_hybrid.names import ID_HEADER, REFUSED_RESULT_KEY, short_id
 from celery_hybrid.rabbitmq.records import GROUP, RESULT, Record
 
@@ -86,48 +84,14 @@ def _text(status: Any) -> str:
 
 
 def _agree(inside: Any, header: str) -> bool:
-    """Tell whether the states in body and header agree. Those that decide something have to, to the letter."""
+    """Return whether the states in body and header agree. Those that decide something have to, to the letter."""
     return inside == header or not {_text(inside), header} & states.ALL_STATES
-
-
-def failure_instead(record: Record, reason: str) -> Record | None:
-    """Return the short final record that ends the wait for one that can never be stored, None if it ends none.
-
-    Args:
-        record: the one that cannot.
-        reason: why, for the caller of ``get()``.
-    """
-    serializer = registry.type_to_name.get(record.content_type)
-    if not record.ready or serializer is None:
-        return None
-    error = {
-        "exc_type": RecordTooLargeError.__name__,
-        "exc_message": [f"The task ended as {record.status}, which could not be stored: {reason}"],
-        "exc_module": RecordTooLargeError.__module__,
-    }
-    meta = {
-        "status": states.FAILURE,
-        "result": error,
-        "traceback": None,
-        "children": [],
-        "date_done": datetime.fromtimestamp(record.timestamp, UTC).isoformat(),
-        "task_id": record.id,
-    }
-    content_type, content_encoding, body = dumps(meta, serializer=serializer)
-    return replace(
-        record,
-        status=states.FAILURE,
-        body=body.encode() if isinstance(body, str) else body,
-        content_type=content_type,
-        content_encoding=content_encoding,
-        compression="",
-    )
 
 
 class Refusals:
     """Counts the records that were refused, and says each once.
 
-    A record is looked at again and again while somebody waits for it, so it is remembered for a while.
+    A record is looked at again and again while a caller waits for it, so it is remembered for a while.
 
     Args:
         dead_letter: publishes the copy that is kept for a person to look at.

@@ -15,6 +15,7 @@ from typing import Any
 import amqp
 from kombu.exceptions import OperationalError
 
+from celery_hybrid.broker.chord_counter import COMPLETE, RedisCounter
 from celery_hybrid.errors import RecordRefusedError, ResultStoreUnreachableError
 from celery_hybrid.names import CHORDS_QUEUE, RESULTS_EXCHANGE
 from celery_hybrid.rabbitmq.confirms import ConfirmedChannel
@@ -23,7 +24,6 @@ from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.receiver import Receiver
 from celery_hybrid.rabbitmq.records import CHORD_GROWTH, CHORD_PART, CHORD_SHAPE, CHORD_SIZE, SEED, Record
 from celery_hybrid.results.chords import MainProcessChords
-from celery_hybrid.tasks.chords import COMPLETE, RedisCounter
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class OldChords(Receiver):
             options,
             prepare,
             "chords of an earlier version",
-            "Chords of an earlier version are not taken over by this worker now.",
+            "This worker does not take over chords of an earlier version now.",
         )
         self._app = app
         self._chords: MainProcessChords | None = None
@@ -104,7 +104,7 @@ class OldChords(Receiver):
             part = chords.encoded(meta["task_id"], meta["index"], meta["status"], meta["result"])
             body = chords.packed(meta["chord"])
             return counter.count(group, part, meta["origin"], body, bounded=False, adopt=True)
-        raise ValueError(f"{record.kind!r} is no part of a chord")
+        raise ValueError(f"{record.kind!r} is not a part of a chord")
 
 
 def _exists(connection: amqp.Connection, timeout: float) -> bool:

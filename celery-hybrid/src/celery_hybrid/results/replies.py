@@ -1,4 +1,4 @@
-"""The push path: one reply queue and one thread for each client process, which wake whoever waits."""
+"""The push path: one reply queue and one thread for each client process, which wake the callers that wait."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Protocol
 
 import amqp
 
+from celery_hybrid.archive.partition import Ends, ends_of
 from celery_hybrid.names import RESULTS_EXCHANGE, reply_queue
 from celery_hybrid.rabbitmq.connection import Servers
 from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.receiver import Receiver
 from celery_hybrid.rabbitmq.records import RESULT, Record, outcome
-from celery_hybrid.results.archive import Ends, ends_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +32,10 @@ SENT_LIMIT = 20_000
 
 
 class Waiter(Protocol):
-    """Somebody who waits for results."""
+    """A waiter for results."""
 
     def wants(self, task_id: str) -> bool:
-        """Tell whether it waits for this task."""
+        """Return whether it waits for this task."""
 
     def deliver(self, record: Record) -> None:
         """Take a record; called by the receiving thread, must not block."""
@@ -57,7 +57,7 @@ class Sent:
 
 
 class Mailbox:
-    """Brings records to those who wait for them, and keeps those that nobody waits for yet.
+    """Brings records to their waiters, and keeps those that have none yet.
 
     Args:
         limit: bytes to keep; the oldest are dropped beyond it, the archive has them.
@@ -67,7 +67,7 @@ class Mailbox:
         self._limit = limit
         self._lock = threading.Lock()
         self._waiters: tuple[weakref.ref[Waiter], ...] = ()
-        # What was pushed and is not over, and the ids of those that nobody has taken yet.
+        # What was pushed and is not over, and the ids of those that no waiter has taken yet.
         self._pushed: OrderedDict[str, Record] = OrderedDict()
         self._early: set[str] = set()
         self._size = 0
@@ -79,7 +79,7 @@ class Mailbox:
         self.latest = float("-inf")
 
     def join(self, waiter: Waiter) -> None:
-        """Add somebody who may wait; it is forgotten when nobody else refers to it."""
+        """Add a waiter; it is forgotten when nothing else refers to it."""
         with self._lock:
             living = [reference for reference in self._waiters if reference() is not None]
             self._waiters = (*living, weakref.ref(waiter))
@@ -91,7 +91,7 @@ class Mailbox:
             self._remember(task_id, Sent(self.latest, self.ends))
 
     def sent_here(self, task_id: str) -> bool:
-        """Tell whether a task was sent from here, or follows on one that was."""
+        """Return whether a task was sent from here, or follows on one that was."""
         return task_id in self._sent
 
     def follow(self, task_id: str, others: Iterable[str]) -> None:
@@ -115,7 +115,7 @@ class Mailbox:
             self._sent.popitem(last=False)
 
     def expects(self, task_id: str) -> bool:
-        """Tell whether the result of a task will be pushed, or was and has not been taken."""
+        """Return whether the result of a task will be pushed, or was and has not been taken."""
         sent = self._sent.get(task_id)
         return task_id in self._early or (sent is not None and not sent.pushed and sent.at >= self._sure_since)
 
@@ -130,14 +130,14 @@ class Mailbox:
             self._sure_since = time.monotonic()
 
     def deliver(self, record: Record) -> None:
-        """Bring a record to all who wait for its task; keep it when nobody does."""
+        """Bring a record to all who wait for its task; keep it when there is none."""
         if record.kind != RESULT:
             return
         with self._lock:
             sent = self._sent.get(record.id)
             if sent is not None and record.ready:
                 sent.pushed = True
-            # Kept first, looked for second: somebody who begins to wait at this moment does it the other way round.
+            # Kept first, looked for second: a waiter that begins at this moment does it the other way round.
             held = self._keep(record)
             waiters = self._waiters
         if not held.ready and record.ready:
@@ -162,11 +162,11 @@ class Mailbox:
             return record if early else None
 
     def look(self, task_id: str) -> Record | None:
-        """Return what was pushed of a task, if nobody has taken it: of the parents of what is waited for."""
+        """Return what was pushed of a task, if no waiter has taken it: of the parents of what is waited for."""
         return self._pushed.get(task_id)
 
     def add(self, record: Record) -> None:
-        """Keep what was found in the archive for those who look at it."""
+        """Keep what was found in the archive, for callers of :meth:`look`."""
         with self._lock:
             early = record.id in self._early
             self._keep(record)
@@ -219,7 +219,7 @@ class Replies(Receiver):
         mailbox: Mailbox,
         prepare: Callable[[amqp.Connection], None],
     ) -> None:
-        without = "No results are pushed to this process now; they are read from the archive."
+        without = "No results are pushed to this process now; reading them from the archive."
         super().__init__(servers, options, prepare, REPLIES, without)
         self._queue = reply_queue(reply_to)
         self._mailbox = mailbox
@@ -259,5 +259,5 @@ class Replies(Receiver):
             logger.debug("Where the archive ends is not known: %s", exc)
 
     def _leave(self, channel: amqp.Channel) -> None:
-        # Nobody will ever ask for this address again.
+        # This address will never be used again.
         channel.queue_delete(self._queue, nowait=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import logging
 import os
 import tempfile
 import threading
@@ -20,29 +18,21 @@ from celery import signals
 from celery._state import get_current_task, task_join_will_block
 from kombu.common import oid_from
 
-from celery_hybrid.errors import OutboxError, RecordTooLargeError
-from celery_hybrid.metrics.sent import stamp
-from celery_hybrid.metrics.shared import storing
-from celery_hybrid.processes import is_pool_child, runs_tasks
-from celery_hybrid.rabbitmq import urls
+from celery_hybrid.archive.archive import Archive
+from celery_hybrid.broker.sent import stamp
+from celery_hybrid.delivery.delivery import DEAD_LETTERS, RESULTS, Delivery
+from celery_hybrid.delivery.journal import Journal
+from celery_hybrid.delivery.outbox import Outbox
+from celery_hybrid.rabbitmq import topology, urls
 from celery_hybrid.rabbitmq.connection import HEARTBEATS, Servers
 from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.publisher import Publisher
 from celery_hybrid.rabbitmq.records import Record
-from celery_hybrid.results import topology
-from celery_hybrid.results.archive import Archive
 from celery_hybrid.results.chords import ChordSweeper
 from celery_hybrid.results.content import Refusals
-from celery_hybrid.results.journal import Journal
+from celery_hybrid.results.latency import storing
 from celery_hybrid.results.old_chords import OldChords
-from celery_hybrid.results.outbox import Outbox
-from celery_hybrid.results.relay import Relay
 from celery_hybrid.results.replies import Mailbox, Replies
-from celery_hybrid.results.writer import Writer
-
-logger = logging.getLogger(__name__)
-
-LETTERS = "dead letters"
 
 
 class Store:
@@ -54,7 +44,7 @@ class Store:
         app: the Celery application.
         url: the value of ``result_backend``.
         options: of the backend.
-        expires: seconds that results are kept for, None for ever.
+        expires: seconds that results are kept for, None for no limit.
 
     Raises:
         OptionError: the URL is malformed.
@@ -68,10 +58,8 @@ class Store:
         self._expires = expires
         self.refusals = Refusals(self.dead_letter)
         self._serving: int | None = None
-        # Of the process that made it; its children use it as well, over connections of their own.
-        self.outbox = self._outbox()
-        # One of their own: a queue of dead letters that is full must not hold results up.
-        self.letter_box = self._outbox(LETTERS)
+        # Of the process that made them; its children use them as well, over connections of their own.
+        self._outboxes = {what: self._outbox(what) for what in (RESULTS, DEAD_LETTERS)}
         self._assemble(share_address(app))
         signals.before_task_publish.connect(self.published)
 
@@ -81,68 +69,39 @@ class Store:
         self.reply_to = reply_to
         self._declared = not options.declare
         self.mailbox = mailbox = Mailbox(options.reply_buffer_bytes)
-        self.publisher = Publisher(servers, options, self._prepare)
+        self.publisher = self._publisher(servers)
         self.archive = Archive(servers, options, self._expires, self._prepare, lambda: mailbox.ends)
         self.replies = Replies(servers, options, reply_to, self.mailbox, self._prepare)
         self.journal = Journal(servers, options, self._prepare) if options.survive_power_loss else None
         self.chords = ChordSweeper(self._app)
         self.old_chords = OldChords(servers, options, self._prepare, self._app)
-        self.writer: Writer | None = None
-        self.relay: Relay | None = None
-        self.letter_writer: Writer | None = None
-        self.letter_relay: Relay | None = None
-        if self.outbox is not None:
-            self.writer = Writer(self.publisher, self.outbox, options)
-            self.relay = Relay(self.outbox, Publisher(servers, options, self._prepare, "relay"))
-        if self.letter_box is not None:
-            self.letter_writer = Writer(self.publisher, self.letter_box, options)
-            publisher = Publisher(servers, options, self._prepare, "relay of dead letters")
-            self.letter_relay = Relay(self.letter_box, publisher)
+        self.results_delivery = self._delivery(RESULTS, servers)
+        self.dead_letters_delivery = self._delivery(DEAD_LETTERS, servers)
 
-    def _outbox(self, what: str = "results") -> Outbox | None:
+    def _publisher(self, servers: Servers, purpose: str = "publisher") -> Publisher:
+        return Publisher(servers, self._options, self._prepare, purpose)
+
+    def _delivery(self, what: str, servers: Servers) -> Delivery:
+        relay = self._publisher(servers, f"relay of {what}")
+        return Delivery(what, self.publisher, relay, self._outboxes[what], self._options)
+
+    def _outbox(self, what: str) -> Outbox | None:
         options = self._options
         if options.outbox == "":
             return None
         path = Path(options.outbox) if options.outbox else default_outbox(self._servers)
-        if what == LETTERS:
+        if what == DEAD_LETTERS:
             path = path.with_name(f"letters-{path.name}")
         return Outbox(path, options.outbox_max_records, options.outbox_max_bytes, what)
 
     @storing()
     def write(self, record: Record, reply_to: str | None = None) -> None:
-        """Store a record: confirmed by RabbitMQ or, in the processes of a worker, kept in the outbox until it is.
-
-        Args:
-            record: the record.
-            reply_to: address of the client that waits for it.
-
-        Raises:
-            RecordTooLargeError: RabbitMQ will never take it.
-            ResultStoreError: RabbitMQ did not take it, and this process has no outbox.
-        """
-        if self.writer is None or not runs_tasks():
-            self.publisher.publish(record, reply_to)
-            return
-        self.writer.write(record, reply_to)
-        if self.relay is not None and not is_pool_child():
-            self.relay.start()
+        """Store a record of a result, a group or a chord; as :meth:`Delivery.write`."""
+        self.results_delivery.write(record, reply_to)
 
     def keep(self, letter: Record) -> None:
-        """Keep a dead letter: confirmed by RabbitMQ, or in the outbox of dead letters until it is.
-
-        Raises:
-            ResultStoreError: RabbitMQ did not take it, and there is no outbox.
-            OutboxError: nor did the outbox.
-        """
-        if self.letter_writer is None or self.letter_box is None or self.letter_relay is None:
-            self.publisher.publish(letter)
-            return
-        try:
-            self.letter_writer.write(letter)
-        except RecordTooLargeError:
-            # The relay sets it aside, for a person to look at.
-            self.letter_box.add(letter, None, reserve=True)
-        self.letter_relay.start()
+        """Keep a dead letter: confirmed by RabbitMQ, or in the outbox of dead letters; as :meth:`Delivery.keep`."""
+        self.dead_letters_delivery.keep(letter)
 
     def result(self, task_id: str, timeout: float | None = None) -> Record | None:
         """Return the record that holds for a task, or None; as :meth:`results`."""
@@ -195,45 +154,23 @@ class Store:
         self.old_chords.start(wait=False)
         if self.journal is not None:
             self.journal.start(wait=False)
-        if self.relay is None or self.outbox is None:
-            return
-        try:
-            waiting = self.outbox.depth().count
-        except OutboxError as exc:
-            logger.error("%s. Tasks will wait whenever RabbitMQ does not take their results.", exc)
-            return
-        if waiting:
-            logger.warning("%d results of an earlier run wait in the outbox %s.", waiting, self.outbox.path)
-        self.relay.start()
-        if self.letter_relay is not None:
-            self.letter_relay.start()
+        for delivery in self.deliveries:
+            delivery.serve()
 
     def state(self) -> dict[str, Any]:
         """Return what ``celery inspect result_store`` shows."""
-        relay, outbox = self.relay, self.outbox
+        results, letters = self.deliveries
         state: dict[str, Any] = {
             "servers": [str(server) for server in self._servers],
-            "circuit": relay.state if relay is not None else None,
-            "failure": str(relay.failure) if relay is not None and relay.failure is not None else None,
+            "circuit": results.relay.state if results.relay is not None else None,
+            "failure": results.failure,
             "refused_results": dict(self.refusals.counts),
         }
-        if outbox is not None:
-            try:
-                depth = outbox.depth()
-            except OutboxError as exc:
-                return {**state, "outbox": {"path": str(outbox.path), "error": str(exc)}}
-            state["outbox"] = {"path": str(outbox.path), **vars(depth)}
-        if self.letter_box is not None:
-            state["dead_letters"] = self._letters_state(self.letter_box)
+        if results.outbox is not None:
+            state["outbox"] = results.depth()
+        if letters.outbox is not None:
+            state["dead_letters"] = {**letters.depth(), "failure": letters.failure}
         return state
-
-    def _letters_state(self, box: Outbox) -> dict[str, Any]:
-        relay = self.letter_relay
-        failure = str(relay.failure) if relay is not None and relay.failure is not None else None
-        try:
-            return {"path": str(box.path), **vars(box.depth()), "failure": failure}
-        except OutboxError as exc:
-            return {"path": str(box.path), "error": str(exc)}
 
     def _prepare(self, connection: amqp.Connection) -> None:
         if not self._declared:
@@ -248,9 +185,8 @@ class Store:
         self.replies.stop()
         if self.journal is not None:
             self.journal.stop()
-        for relay in (self.relay, self.letter_relay):
-            if relay is not None:
-                relay.stop()
+        for delivery in self.deliveries:
+            delivery.stop()
         self.publisher.close()
         self.archive.close()
         for outbox in self.outboxes:
@@ -258,16 +194,20 @@ class Store:
 
     @property
     def _parts(self) -> tuple[Any, ...]:
-        relays = (self.relay, self.letter_relay)
-        return (self.publisher, self.archive, self.replies, self.old_chords, self.journal, *relays)
+        return (self.publisher, self.archive, self.replies, self.old_chords, self.journal, *self.deliveries)
+
+    @property
+    def deliveries(self) -> tuple[Delivery, Delivery]:
+        """The ways of results and of dead letters to RabbitMQ, which do not hold each other up."""
+        return (self.results_delivery, self.dead_letters_delivery)
 
     @property
     def outboxes(self) -> list[Outbox]:
         """The files that records wait in."""
-        return [outbox for outbox in (self.outbox, self.letter_box) if outbox is not None]
+        return [outbox for outbox in self._outboxes.values() if outbox is not None]
 
     def after_fork(self) -> None:
-        """Begin anew in a child: its parent goes on using the connections, and locks may be held for ever."""
+        """Begin again in a child: its parent goes on using the connections, and locks may never be released."""
         for part in self._parts:
             if part is not None:
                 part.abandon()
@@ -332,7 +272,7 @@ def share_address(app: Any) -> str:
     address = str(given if given == oid_from(app) else uuid.uuid4())
     # Of the same class as before, which is a greenlet's when gevent has patched threads.
     base = local if known is None else local.__mro__[1]
-    # A task that must not wait sends others on behalf of whoever waits for it (Task.replace, chains, chords).
+    # A task that must not wait sends others on behalf of the client that waits for it (Task.replace, chains, chords).
     oid = property(lambda _: _waiting_client() or address)
     app._local = type("ProcessLocal", (base,), {"oid": oid, _ADDRESS: address, _OWNER: os.getpid()})()
     return address
@@ -398,12 +338,7 @@ class _Registry:
             for store in stores.values():
                 store.close()
 
-    def before_pool_child(self, **_: Any) -> None:
-        importlib.import_module("celery_hybrid.log_level").prepare()
-
     def serve(self, sender: Any = None, **_: Any) -> None:
-        # Adds 'inspect result_store' and others; only workers need them, and it imports much.
-        importlib.import_module("celery_hybrid.results.control")
         for store in stores_of(sender.app):
             store.serve()
 
@@ -419,7 +354,6 @@ os.register_at_fork(
 )
 # The children of a pool leave with os._exit(), which runs no finalizers.
 signals.worker_process_shutdown.connect(_registry.close, weak=False)
-signals.worker_before_create_process.connect(_registry.before_pool_child, weak=False)
 # In the main process. Workers of celery.contrib.testing do not say that they are ready.
 signals.worker_ready.connect(_registry.serve, weak=False)
 signals.task_received.connect(_registry.serve, weak=False)

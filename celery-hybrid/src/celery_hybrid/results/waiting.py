@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from celery import states
 from celery.backends.asynchronous import BaseResultConsumer, Drainer
@@ -19,10 +19,10 @@ from kombu.utils.compat import detect_environment
 
 from celery_hybrid.errors import IdError, ResultStoreError, ResultStoreUnreachableError
 from celery_hybrid.names import id_of
+from celery_hybrid.rabbitmq.options import Options
 from celery_hybrid.rabbitmq.records import Record
-
-if TYPE_CHECKING:
-    from celery_hybrid.results.backend import AMQPBackend
+from celery_hybrid.results.content import Meta
+from celery_hybrid.results.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,17 @@ SHORTEST_LOOK = 0.2
 _INTERVAL = 0.5
 
 
-class Lookout:
+class WaitingBackend(Protocol):
+    """What waiting needs of a result backend, which is :class:`celery_hybrid.results.backend.AMQPBackend`."""
+
+    options: Options
+    store: Store
+
+    def meta_of(self, record: Record) -> Meta | None:
+        """Return what is known of a task by a record."""
+
+
+class PollSchedule:
     """When to look into the archive while waiting.
 
     A result can be missing on the push path: the task was published by a worker, so it carries the worker's
@@ -56,7 +66,7 @@ class Lookout:
         self._latest = self.due_at + longest
 
     def due(self) -> bool:
-        """Tell whether it is time to look."""
+        """Return whether it is time to look."""
         return time.monotonic() >= self.due_at
 
     def pushed(self) -> None:
@@ -71,7 +81,7 @@ class Lookout:
 
 
 def _has_failed(p: Any) -> bool:
-    """Tell from its promise whether a result is there and is no good one."""
+    """Return from its promise whether a result is there and is a failure."""
     results = p.value[0] if p.ready and p.value else ()
     return any(isinstance(result, AsyncResult) and result.state in states.PROPAGATE_STATES for result in results)
 
@@ -95,11 +105,11 @@ def _parents_of(result: Any) -> frozenset[str]:
 class ResultConsumer(BaseResultConsumer):
     """Collects results for the waiters of one backend, which is those of one thread.
 
-    Several threads may wait for results of the same backend. Whoever takes a record hands it over, also when it is
-    another's, and wakes all others to look whether it was theirs.
+    Several threads may wait for results of the same backend. The thread that takes a record hands it over, also when
+    it is another's, and wakes all others to check whether it was theirs.
     """
 
-    backend: AMQPBackend
+    backend: WaitingBackend
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -109,7 +119,7 @@ class ResultConsumer(BaseResultConsumer):
         # Nobody drains for callbacks of then() in between; where threads are greenlets the receiver does it.
         self._cooperative = detect_environment() != "default"
         self._wanted: set[str] = set()
-        # Ids that were not given as plain text, by their text: Celery finds those who wait by what they have given.
+        # Ids that were not given as plain text, by their text: Celery finds waiters by the id that they gave.
         self._spellings: dict[str, Any] = {}
         # What this thread asks for while it waits.
         self._asked = threading.local()
@@ -131,7 +141,7 @@ class ResultConsumer(BaseResultConsumer):
         """Nothing to do: the receiving thread belongs to the process."""
 
     def on_after_fork(self) -> None:
-        """Begin anew in a child."""
+        """Begin again in a child."""
         self._reset()
 
     def consume_from(self, task_id: str) -> None:
@@ -155,11 +165,11 @@ class ResultConsumer(BaseResultConsumer):
     # What the receiving thread calls.
 
     def wants(self, task_id: str) -> bool:
-        """Tell whether somebody waits for this task."""
+        """Return whether a caller waits for this task."""
         return task_id in self._wanted
 
     def deliver(self, record: Record) -> None:
-        """Take a record, and wake those who wait."""
+        """Take a record, and wake the waiters."""
         with self._changed:
             self._inbox.append(record)
             self._changed.notify_all()
@@ -203,7 +213,7 @@ class ResultConsumer(BaseResultConsumer):
 
         Args:
             p: ``on_ready`` of the result.
-            timeout: seconds; None waits for ever.
+            timeout: seconds; None waits indefinitely.
             on_interval: called now and then, at least every two seconds.
 
         Raises:
@@ -212,28 +222,28 @@ class ResultConsumer(BaseResultConsumer):
         deadline = None if timeout is None else time.monotonic() + timeout
         store = self.backend.store
         generation = store.replies.generation
-        lookout = self._lookout(timeout)
+        schedule = self._schedule(timeout)
         looked = False
         interval_at = 0.0
         while not p.ready:
             remaining = None if deadline is None else deadline - time.monotonic()
-            if remaining is not None and remaining <= 0 and (looked or not lookout.due()):
+            if remaining is not None and remaining <= 0 and (looked or not schedule.due()):
                 raise TimeoutError
             if generation != store.replies.generation:
                 # Something may have been pushed while we were away.
                 generation = store.replies.generation
-                lookout = self._lookout(timeout, first=0.0)
-            if lookout.due() and not self._inbox:
+                schedule = self._schedule(timeout, first=0.0)
+            if schedule.due() and not self._inbox:
                 self._look(remaining)
-                lookout.looked()
+                schedule.looked()
                 looked = True
             if not p.ready:
-                pause = max(0.0, min(1.0, lookout.due_at - time.monotonic()))
+                pause = max(0.0, min(1.0, schedule.due_at - time.monotonic()))
                 if deadline is not None:
                     pause = max(0.0, min(pause, deadline - time.monotonic()))
                 with contextlib.suppress(TimeoutError):
                     self.drain_events(timeout=pause)
-                    lookout.pushed()
+                    schedule.pushed()
             yield
             # Celery looks there whether a parent has failed. At the end as well: what a chord's header has raised says
             # more than the ChordError of its body.
@@ -285,17 +295,17 @@ class ResultConsumer(BaseResultConsumer):
     def _disturbed(self) -> bool:
         return bool(self._inbox)
 
-    def _lookout(self, timeout: float | None, first: float | None = None) -> Lookout:
+    def _schedule(self, timeout: float | None, first: float | None = None) -> PollSchedule:
         options, store = self.backend.options, self.backend.store
         if not store.replies.listening or not all(store.mailbox.expects(task_id) for task_id in list(self._wanted)):
-            # Sent for somebody else, or pushed already: it may well be there.
+            # Sent for another client, or pushed already: it may well be there.
             first = 0.0
         pushed = store.replies.listening
         if first is None:
             # Within a short wait too: a replaced task is only found there.
             first = options.poll_interval if timeout is None else min(options.poll_interval, timeout / 2)
         pause = options.poll_interval if pushed else min(_UNPUSHED_FIRST, options.poll_interval)
-        return Lookout(first, pause, options.poll_interval_max if pushed else options.poll_interval)
+        return PollSchedule(first, pause, options.poll_interval_max if pushed else options.poll_interval)
 
     def _look(self, remaining: float | None) -> None:
         """Look for everything that is waited for."""
@@ -329,7 +339,7 @@ class ResultConsumer(BaseResultConsumer):
         )
 
     def _one_by_one(self, wanted: Collection[str], remaining: float | None) -> dict[str, Record]:
-        """Look for each result on its own; whoever waits for one that cannot be looked up gets the error."""
+        """Look for each result on its own; a caller that waits for one that cannot be looked up gets the error."""
         found: dict[str, Record] = {}
         for task_id in wanted:
             try:
@@ -357,7 +367,7 @@ class ResultConsumer(BaseResultConsumer):
             self._changed.notify_all()
 
     def _hand_over(self, record: Record) -> None:
-        # Delivered twice, by push and from the archive, or no longer waited for: Celery would keep it for ever.
+        # Delivered twice, by push and from the archive, or no longer waited for: Celery would keep it indefinitely.
         if record.id not in self._wanted:
             return
         meta = self.backend.meta_of(record)

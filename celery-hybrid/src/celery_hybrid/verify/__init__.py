@@ -6,8 +6,8 @@ It changes nothing that lasts: see :mod:`celery_hybrid.verify.canary` for what a
 
 from __future__ import annotations
 
-from .report import Check, Report
-from .request import Request, RequestError
+from .report import Check, CheckReport
+from .request import VerifyRequest, VerifyRequestError
 from .runner import run
 
-__all__ = ["Check", "Report", "Request", "RequestError", "run"]
+__all__ = ["Check", "CheckReport", "VerifyRequest", "VerifyRequestError", "run"]

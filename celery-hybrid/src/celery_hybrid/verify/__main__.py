@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .names import NAMES
-from .report import Check, Report
-from .request import Request, RequestError
+from .report import Check, CheckReport
+from .request import VerifyRequest, VerifyRequestError
 from .runner import run
 
 
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         request = _request(options)
-    except (RequestError, OSError, ValueError) as exc:
+    except (VerifyRequestError, OSError, ValueError) as exc:
         sys.stderr.write(f"celery_hybrid.verify: {exc}\n")
         return 2
     # An application may print while it is imported; the answer must stay readable for programs.
@@ -55,12 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _line(out: TextIO, data: dict[str, Any]) -> None:
-    """Print a line at once, so that whoever ends this program has what it found until then."""
+    """Print a line immediately, so that what was found is kept when this program is killed."""
     out.write(json.dumps(data) + "\n")
     out.flush()
 
 
-def print_table(report: Report, out: TextIO) -> None:
+def print_table(report: CheckReport, out: TextIO) -> None:
     """One line per check, then the sentences of those that failed."""
     width = max((len(check.name) for check in report.checks), default=0)
     for check in report.checks:
@@ -103,9 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _request(options: argparse.Namespace) -> Request:
+def _request(options: argparse.Namespace) -> VerifyRequest:
     if options.request:
-        return Request.from_mapping(json.load(sys.stdin))
+        return VerifyRequest.from_mapping(json.load(sys.stdin))
     data: dict[str, Any] = json.loads(options.facts.read_text("utf-8")) if options.facts else {}
     data["letters"] = json.loads(options.letters.read_text("utf-8")) if options.letters else None
     data.update(
@@ -118,7 +118,7 @@ def _request(options: argparse.Namespace) -> Request:
         skip=options.skip,
         canary_timeout=options.timeout,
     )
-    return Request.from_mapping(data)
+    return VerifyRequest.from_mapping(data)
 
 
 if __name__ == "__main__":

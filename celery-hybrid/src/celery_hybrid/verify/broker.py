@@ -9,7 +9,7 @@ from typing import Any
 
 from kombu.utils.url import parse_url
 
-from .report import Failed, Report, describe
+from .report import CheckReport, Failed, describe
 from .tcp import LEAST_DAYS, RENEW, reach, shaken
 
 PORTS = {"redis": 6379, "rediss": 6379, "sentinel": 26379, "sentinels": 26379, "valkey": 6379, "valkeys": 6379}
@@ -25,7 +25,7 @@ _PROBES: tuple[tuple[str, ...], ...] = (
 )
 #: Seconds by which two clocks may differ.
 _CLOCKS = 5.0
-#: Lists of what could not be routed, and of what was no message; workers bring both to the dead letters.
+#: Lists of what could not be routed, and of what is not a message; workers bring both to the dead letters.
 _STRANDED = ("celery.undeliverable", "celery.undecodable")
 
 
@@ -55,7 +55,7 @@ class Broker:
         """The redis-py client of the channel."""
         return self.channel.client
 
-    def check(self, report: Report, facts: Mapping[str, Any] | None) -> None:
+    def check(self, report: CheckReport, facts: Mapping[str, Any] | None) -> None:
         """Run all checks of the broker."""
         report.run(
             "broker.reachable",
@@ -106,12 +106,12 @@ class Broker:
             "broker.stranded",
             "no message that could not be routed or read",
             self._stranded,
-            remedy="Workers with worker_consumer = 'celery_hybrid.tasks.consumer:Consumer' bring these to RabbitMQ "
+            remedy="Workers with worker_consumer = 'celery_hybrid.worker.consumer:Consumer' bring these to RabbitMQ "
             "within a minute: see that they run and that RabbitMQ is reached; then 'celery dead-letters list'.",
             needs=["broker.authenticated"],
         )
 
-    def check_bindings(self, report: Report, queues: Sequence[str]) -> None:
+    def check_bindings(self, report: CheckReport, queues: Sequence[str]) -> None:
         """Look for the bindings of queues, which workers make when they begin to consume."""
         report.run(
             "workers.bindings",
@@ -177,7 +177,7 @@ class Broker:
 
     def _encrypted(self) -> str:
         if not any(url.startswith("rediss://") for url in self.urls):
-            return "in clear, as broker_url says"
+            return "unencrypted, as broker_url says"
         pool = self.client.connection_pool
         connection = pool.get_connection()
         try:
@@ -195,7 +195,7 @@ class Broker:
             except redis.exceptions.NoPermissionError:
                 refused.append(command[0])
             except redis.exceptions.ResponseError as exc:
-                # A key of another type is somebody's mistake, but it shows that the command is allowed.
+                # A key of another type is a mistake of others, but it shows that the command is allowed.
                 if not str(exc).startswith("WRONGTYPE"):
                     raise
         if refused:

@@ -22,9 +22,9 @@ import amqp
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from .broker import Broker
-from .letters import Letters
-from .report import Failed, Report, Skipped, describe
-from .results import EXCHANGE, STREAM, Results
+from .letters import DeadLetterFinder
+from .report import CheckReport, Failed, Skipped, describe
+from .results import EXCHANGE, STREAM, ResultChecks
 
 TASK = "celery.accumulate"
 _CONTENT_TYPES = {"json": "application/json", "pickle": "application/x-python-serialize", "yaml": "application/x-yaml"}
@@ -36,7 +36,7 @@ _PREFETCH = 200
 _READ_SECONDS = 5.0
 
 
-class Canary:
+class QueueCanary:
     """One task, sent to one queue.
 
     Args:
@@ -54,7 +54,7 @@ class Canary:
         self.result: Any = None
 
 
-class Archive:
+class StreamWatcher:
     """An independent reader of the streams, attached *before* a canary is sent, so that no clock matters.
 
     Args:
@@ -68,7 +68,7 @@ class Archive:
         for stream in dict.fromkeys(streams):
             self._attach(stream, "next")
 
-    def record_of(self, canary: Canary, seconds: float) -> amqp.basic_message.Message:
+    def record_of(self, canary: QueueCanary, seconds: float) -> amqp.basic_message.Message:
         """Wait for the record of a canary's success.
 
         Raises:
@@ -151,7 +151,7 @@ class Canaries:
         broker: where the tasks go.
         results: where the results must arrive.
         queues: queues that get a canary each.
-        avoided: queues that get none, because nobody consumes them.
+        avoided: queues that get none, because no worker consumes them.
         timeout: seconds one round trip may take.
         letters: where refused messages must arrive; without, none is sent.
     """
@@ -160,21 +160,21 @@ class Canaries:
         self,
         app: Any,
         broker: Broker,
-        results: Results,
+        results: ResultChecks,
         queues: Sequence[str],
         avoided: Collection[str],
         timeout: float,
-        letters: Letters | None = None,
+        letters: DeadLetterFinder | None = None,
     ) -> None:
         self._app = app
         self._broker = broker
         self._results = results
-        self._letters = letters or Letters(results, {})
-        self._canaries = [Canary(queue, results.partitions) for queue in queues]
+        self._letters = letters or DeadLetterFinder(results, {})
+        self._canaries = [QueueCanary(queue, results.partitions) for queue in queues]
         self._avoided = frozenset(avoided)
         self._timeout = timeout
 
-    def check(self, report: Report) -> None:
+    def check(self, report: CheckReport) -> None:
         """Run all checks with canaries."""
         report.run(
             "canary.message",
@@ -184,16 +184,16 @@ class Canaries:
             needs=["broker.authorised"],
         )
         with ExitStack() as stack:
-            archive: Archive | Exception
+            archive: StreamWatcher | Exception
             try:
                 connection = stack.enter_context(self._results.connect())
-                archive = Archive(connection, [canary.stream for canary in self._canaries])
+                archive = StreamWatcher(connection, [canary.stream for canary in self._canaries])
             except Exception as exc:
                 archive = exc
             for canary in self._canaries:
                 self._check_one(report, canary, archive)
 
-    def _check_one(self, report: Report, canary: Canary, archive: Archive | Exception) -> None:
+    def _check_one(self, report: CheckReport, canary: QueueCanary, archive: StreamWatcher | Exception) -> None:
         suffix = f"[{canary.queue}]"
         arrived = report.run(
             f"canary.roundtrip{suffix}",
@@ -234,8 +234,8 @@ class Canaries:
             f"canary.refused{suffix}",
             "a pickled task is not run, and is found among the dead letters",
             lambda: self._refused(canary.queue),
-            remedy="Set accept_content to json alone, and worker_consumer to celery_hybrid.tasks.consumer:Consumer, as "
-            "the worker role does: run the site playbook, which restarts the workers.",
+            remedy="Set accept_content to json alone, and worker_consumer to celery_hybrid.worker.consumer:Consumer, "
+            "as the worker role does: run the site playbook, which restarts the workers.",
             needs=[f"canary.roundtrip{suffix}"],
         )
 
@@ -243,7 +243,7 @@ class Canaries:
         serializer = str(self._app.conf.result_serializer)
         return _CONTENT_TYPES.get(serializer, serializer)
 
-    def _round_trip(self, canary: Canary) -> str:
+    def _round_trip(self, canary: QueueCanary) -> str:
         if canary.queue in self._avoided:
             raise Failed(
                 "not sent, because no worker says that it consumes this queue",
@@ -274,7 +274,7 @@ class Canaries:
         except CeleryTimeoutError as exc:
             if self._take_back(canary):
                 raise Failed(
-                    f"no worker took the task within {self._timeout:g} s; it was taken back",
+                    f"no worker took the task within {self._timeout:g} s; it was removed again",
                     "Look whether the workers of this queue are busy or stuck: celery inspect active.",
                 ) from exc
             raise Failed(
@@ -297,7 +297,7 @@ class Canaries:
             legs.append(("back after", ended - sent))
         return f"SUCCESS{by}: {', '.join(f'{leg} {seconds * 1000:.0f} ms' for leg, seconds in legs)}"
 
-    def _archived(self, canary: Canary, archive: Archive | Exception, seconds: float) -> str:
+    def _archived(self, canary: QueueCanary, archive: StreamWatcher | Exception, seconds: float) -> str:
         if isinstance(archive, Failed):
             raise Failed(archive.actual, archive.remedy)
         if isinstance(archive, Exception):
@@ -321,11 +321,11 @@ class Canaries:
         return f"{canary.stream} offset {offset}: {wanted}, in a stream, {len(message.body)} bytes, read twice"
 
     def _refused(self, queue: str) -> str:
-        """Send a task as nobody should, and take its dead letter away again."""
+        """Send a task as no client should, and remove its dead letter again."""
         why = self._letters.unreadable()
         if why:
             raise Skipped(why)
-        app, canary = self._app, Canary(queue, self._results.partitions)
+        app, canary = self._app, QueueCanary(queue, self._results.partitions)
         message = app.amqp.create_task_message(
             canary.id, TASK, [canary.nonce], {"index": 0}, expires=self._timeout + 30
         )
@@ -346,12 +346,12 @@ class Canaries:
         if reason is None:
             if self._take_back(canary):
                 raise Failed(
-                    f"no worker took the message within {self._timeout:g} s; it was taken back",
+                    f"no worker took the message within {self._timeout:g} s; it was removed again",
                     "Look whether the workers of this queue are busy or stuck: celery inspect active.",
                 )
             ran = app.AsyncResult(canary.id).state == "SUCCESS"
             raise Failed(
-                "a worker has run it: it accepts pickle, with which whoever can write to Redis runs code there"
+                "a worker has run it: it accepts pickle, so anyone who can write to Redis can run code there"
                 if ran
                 else f"a worker took it, and no dead letter of it came within {self._timeout:g} s"
             )
@@ -360,7 +360,7 @@ class Canaries:
         return f"refused, and among the dead letters after {took:.0f} ms; the letter was removed"
 
     def _parked_message(self) -> str:
-        """Put a task message where nobody consumes, look at it, take it away."""
+        """Put a task message where no worker consumes, check it, and remove it."""
         app, client = self._app, self._broker.client
         key = f"celery.verify.{uuid.uuid4()}"
         message = app.amqp.create_task_message(str(uuid.uuid4()), TASK, [secrets.token_hex(8)], {})
@@ -392,7 +392,7 @@ class Canaries:
             raise Failed(told)
         return told
 
-    def _not_in_redis(self, canary: Canary) -> str:
+    def _not_in_redis(self, canary: QueueCanary) -> str:
         client = self._broker.client
         # Where rpc:// keeps results on a Redis broker: a list named after the sender.
         reply = str(self._app.thread_oid)
@@ -412,25 +412,25 @@ class Canaries:
                 break
         if found:
             found = list(dict.fromkeys(found))
-            # Each carries this canary's id, or this process's; nobody else will ever take it away.
+            # Each carries this canary's id, or this process's; nothing else will ever remove it.
             client.delete(*found)
             raise Failed(f"found, and removed: {', '.join(found)}")
         if not complete:
             raise Failed(
-                f"undecided: {looked_at} keys were looked at in {_SCAN_SECONDS:g} s, and there are more",
+                f"undecided: {looked_at} keys were checked in {_SCAN_SECONDS:g} s, and there are more",
                 "Keep other data out of the broker's database, or leave this check out (skip).",
             )
         return f"none of {client.dbsize()} keys"
 
-    def _forgotten(self, canary: Canary) -> str:
+    def _forgotten(self, canary: QueueCanary) -> str:
         canary.result.forget()
         state = self._app.AsyncResult(canary.id).state
         if state != "PENDING":
             raise Failed(f"still {state}")
         return str(state)
 
-    def _take_back(self, canary: Canary) -> bool:
-        """Remove a task that nobody took from its queue; whether it was there."""
+    def _take_back(self, canary: QueueCanary) -> bool:
+        """Remove a task that no worker took from its queue; return whether it was there."""
         client = self._broker.client
         channel = self._broker.channel
         for priority in channel.priority_steps:

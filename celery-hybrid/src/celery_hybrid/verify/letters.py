@@ -7,23 +7,23 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from .results import DEAD_LETTERS, Results
+from .results import DEAD_LETTERS, ResultChecks
 
-#: Letters that may be looked through; nobody else sees them meanwhile.
+#: Letters that may be searched; no other client sees them meanwhile.
 MOST = 3000
 # Seconds for which a look keeps them, and longest pause before the next one.
 _LOOK, _PAUSE = 2.0, 0.5
 
 
-class Letters:
+class DeadLetterFinder:
     """Looks for a dead letter.
 
     Args:
         results: where RabbitMQ is.
-        login: ``user`` and ``password``; or ``reason``, why there is no look.
+        login: ``user`` and ``password``; or ``reason``, why letters are not searched.
     """
 
-    def __init__(self, results: Results, login: Mapping[str, Any]) -> None:
+    def __init__(self, results: ResultChecks, login: Mapping[str, Any]) -> None:
         self._results = results
         self._reason = str(login.get("reason") or "")
         self._login = (str(login.get("user") or "letters"), str(login.get("password") or ""))
@@ -41,7 +41,7 @@ class Letters:
             count = connection.channel().queue_declare(DEAD_LETTERS, passive=True).message_count
         if count > MOST:
             return (
-                f"not tried, because {count} dead letters wait, more than the {MOST} that are looked through: replay "
+                f"not tried, because {count} dead letters wait, more than the {MOST} that are searched: replay "
                 "or discard them (playbook dead_letters), and verify again"
             )
         return ""
@@ -64,7 +64,7 @@ class Letters:
                     elif task_id.encode() in _bytes(message.body):
                         channel.basic_ack(message.delivery_tag)
                         return str(message.delivery_info["routing_key"])
-            # The others are in their places again; another look, of whoever, may have had it.
+            # The others are in their places again; another client may have had it.
             time.sleep(random.uniform(0, _PAUSE))  # noqa: S311
         return None
 

@@ -42,7 +42,7 @@ NAMES: dict[str, str] = {
     "workers.answer": "every expected worker answers",
     "settings.workers": "every live worker runs with the settings of the file",
     "workers.queues": "every queue has a worker",
-    "workers.outbox": "no result waits for RabbitMQ",
+    "workers.outbox": "no result and no dead letter waits for RabbitMQ",
     "workers.connections": "both servers allow the connections that the workers may need",
     "workers.bindings": "Redis has the binding of every queue",
     "canary.message": "a task message in Redis is JSON",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .masking import Mask
+from celery_hybrid.masking import Mask
 
 
 class Failed(Exception):  # noqa: N818 - a verdict, not an error of this program
@@ -55,7 +55,7 @@ class Check:
         return f"{self.name}: {self.actual}; expected: {self.expected}. {self.remedy}"
 
 
-class Report:
+class CheckReport:
     """Runs probes, times them, and keeps what they found.
 
     A check whose requirement failed is not run and counts as failed, never as passed.
@@ -68,7 +68,7 @@ class Report:
 
     def __init__(self, mask: Mask, skip: Iterable[str] = (), tell: Callable[[Check], None] = lambda _: None) -> None:
         self.checks: list[Check] = []
-        #: With the reason; that of those which somebody asked to leave out is empty.
+        #: With the reason; that of those left out on request is empty.
         self.skipped: dict[str, str] = {}
         self._mask = mask
         self._skip = frozenset(skip)
@@ -135,7 +135,7 @@ class Report:
         told = [
             checks[0].sentence()
             if len(checks) == 1
-            # One cause, such as facts that nobody gave, needs to be told once.
+            # One cause, such as missing facts, is reported once.
             else f"{', '.join(check.name for check in checks)}: {actual}. {remedy}"
             for (actual, remedy), checks in causes.items()
         ]

@@ -26,12 +26,12 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-class RequestError(ValueError):
+class VerifyRequestError(ValueError):
     """The request is not of the form that this program reads."""
 
 
 @dataclass(frozen=True)
-class Request:
+class VerifyRequest:
     """What is to be verified, and against what.
 
     Attributes:
@@ -68,27 +68,29 @@ class Request:
     canary_timeout: float = 15.0
 
     @classmethod
-    def from_mapping(cls, data: object) -> Request:
+    def from_mapping(cls, data: object) -> VerifyRequest:
         """A request from decoded JSON.
 
         Raises:
             RequestError: an unknown name, or a value of the wrong type.
         """
         if not isinstance(data, Mapping):
-            raise RequestError(f"the request must be a JSON object, not {type(data).__name__}")
+            raise VerifyRequestError(f"the request must be a JSON object, not {type(data).__name__}")
         names = [each.name for each in fields(cls)]
         for name, value in data.items():
             if name not in names:
                 near = get_close_matches(str(name), names, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise RequestError(f"the request has an unknown field {name!r}{hint}")
+                raise VerifyRequestError(f"the request has an unknown field {name!r}{hint}")
             if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
                 wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in _TYPES[name])
-                raise RequestError(f"the request's field {name!r} must be {wanted}, not {type(value).__name__}")
+                raise VerifyRequestError(f"the request's field {name!r} must be {wanted}, not {type(value).__name__}")
         for name in data.get("skip", []):
             if name in NEEDED:
-                raise RequestError(f"the check {name!r} cannot be left out: the others need it")
+                raise VerifyRequestError(f"the check {name!r} cannot be left out: the others need it")
             if not known(str(name)):
                 near = get_close_matches(str(name), NAMES, n=1)
-                raise RequestError(f"there is no check {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+                raise VerifyRequestError(
+                    f"there is no check {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+                )
         return cls(**data)

@@ -17,8 +17,9 @@ from kombu.utils.url import parse_url
 from celery_hybrid import names
 from celery_hybrid.names import ARCHIVE_PREFIX, REPLY_PREFIX
 from celery_hybrid.rabbitmq.objects import FORMER_QUEUES, arguments, default, objects
+from celery_hybrid.terminal import counted
 
-from .report import Failed, Report, describe
+from .report import CheckReport, Failed, describe
 from .tcp import LEAST_DAYS, RENEW, reach, shaken
 
 EXCHANGE = names.RESULTS_EXCHANGE
@@ -41,7 +42,7 @@ NO_FACTS = (
 _SITE = "Declare it again: run the site playbook against the rabbitmq host."
 
 
-class Results:
+class ResultChecks:
     """Plain AMQP connections to where the results are kept.
 
     Args:
@@ -69,7 +70,7 @@ class Results:
         """The configured number of streams."""
         return int(self._options.get("partitions", DEFAULT_PARTITIONS))
 
-    def check(self, report: Report, result_expires: float | None) -> None:
+    def check(self, report: CheckReport, result_expires: float | None) -> None:
         """Run all checks of the result store."""
         report.run(
             "results.reachable",
@@ -227,7 +228,7 @@ class Results:
 
     def _encrypted(self) -> str:
         if not any(url.startswith("amqps://") for url in self._urls):
-            return "in clear, as result_backend says"
+            return "unencrypted, as result_backend says"
         with self.connect() as connection:
             return shaken(connection.transport.sock)
 
@@ -258,19 +259,19 @@ class Results:
         if (self._facts or {}).get("queues") is None:
             with self.connect() as connection:
                 more = _exists(connection, STREAM.format(self.partitions))
-            count = f"more than {self.partitions}" if more else str(self.partitions)
+            count = f"more than {counted(self.partitions, 'streams')}" if more else counted(self.partitions, "streams")
             wrong = more
         else:
             numbers = [match for queue in self._known("queues") if (match := _STREAM_NAME.match(queue["name"]))]
             wrong = len(numbers) != self.partitions
-            count = str(len(numbers))
+            count = counted(len(numbers), "streams")
         if wrong:
             raise Failed(
-                f"RabbitMQ has {count} streams, the configuration says {self.partitions}",
+                f"RabbitMQ has {count}, the configuration says {self.partitions}",
                 "Set partitions in result_backend_transport_options (rabbitmq_partitions) to the same number "
-                "everywhere, or readers look for results in the wrong stream.",
+                "everywhere, or readers search the wrong stream for results.",
             )
-        return f"{count} streams"
+        return count
 
     def _bindings(self) -> str:
         found = {
@@ -305,7 +306,7 @@ class Results:
                 ages[queue["name"]] = self._policy(queue).get("max-age") or arguments.get("x-max-age")
         without = sorted(name for name, age in ages.items() if not age)
         if without:
-            raise Failed(f"no max-age, so records are kept for ever: {', '.join(without)}")
+            raise Failed(f"no max-age, so records are kept indefinitely: {', '.join(without)}")
         if not ages:
             raise Failed("there are no streams")
         for name, age in sorted(ages.items()):
@@ -337,7 +338,7 @@ class Results:
             for each in self._known("bindings")
         )
         if not bound:
-            raise Failed(f"{DEAD_LETTERS} is not bound to {DLX} with {key}: dead letters would be thrown away")
+            raise Failed(f"{DEAD_LETTERS} is not bound to {DLX} with {key}: dead letters would be dropped")
         self._readings(queue)
         return f"{kind}, durable, bound with {key}"
 

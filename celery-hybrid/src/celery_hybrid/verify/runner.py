@@ -7,18 +7,19 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
+from celery_hybrid.masking import Mask
+
 from .broker import Broker
 from .canary import Canaries
-from .letters import Letters
-from .masking import Mask
-from .report import Check, Report
-from .request import Request
-from .results import Results
+from .letters import DeadLetterFinder
+from .report import Check, CheckReport
+from .request import VerifyRequest
+from .results import ResultChecks
 from .settings import Settings, canonical
 from .workers import Workers
 
 
-def run(request: Request, tell: Callable[[Check], None] = lambda _: None) -> Report:
+def run(request: VerifyRequest, tell: Callable[[Check], None] = lambda _: None) -> CheckReport:
     """Verify what the request says.
 
     Args:
@@ -31,7 +32,7 @@ def run(request: Request, tell: Callable[[Check], None] = lambda _: None) -> Rep
     mask = Mask(os.environ.values())
     letters = request.letters or {}
     mask.learn(f"amqp://:{quote(str(letters.get('password', '')), safe='')}@letters")
-    report = Report(mask, request.skip, tell)
+    report = CheckReport(mask, request.skip, tell)
     settings = Settings(request.app, request.config_module, request.python_path)
     if not settings.check_loading(report):
         return report
@@ -44,17 +45,19 @@ def run(request: Request, tell: Callable[[Check], None] = lambda _: None) -> Rep
     try:
         broker.check(report, request.broker_facts)
         options: dict[str, Any] = app.conf.result_backend_transport_options or {}
-        results = Results(app.conf.result_backend, options, request.connect_timeout, request.results_facts)
+        results = ResultChecks(app.conf.result_backend, options, request.connect_timeout, request.results_facts)
         expires = canonical("result_expires", app.conf.result_expires)
         results.check(report, expires if isinstance(expires, (int, float)) else None)
         workers = Workers(app, request.nodes, request.inspect_timeout)
         workers.check(report, settings.agreed(request.expected), queues)
         workers.check_connections(report, request.broker_facts, request.results_facts)
         broker.check_bindings(report, sorted(set(queues) & workers.consumed))
-        # Sending to a queue that nobody declared would create it.
+        # Sending to an undeclared queue would create it.
         unknown = set(queues) - set(declared_queues(app)) - workers.consumed
         avoided = {*unknown, *workers.unconsumed(queues)}
-        canaries = Canaries(app, broker, results, queues, avoided, request.canary_timeout, Letters(results, letters))
+        canaries = Canaries(
+            app, broker, results, queues, avoided, request.canary_timeout, DeadLetterFinder(results, letters)
+        )
         canaries.check(report)
     finally:
         broker.close()

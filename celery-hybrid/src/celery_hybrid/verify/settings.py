@@ -16,7 +16,9 @@ from celery.app.utils import filter_hidden_settings, find_app
 from celery.exceptions import ImproperlyConfigured
 from celery.utils.serialization import jsonify
 
-from .report import Failed, Report, describe
+from celery_hybrid.terminal import counted
+
+from .report import CheckReport, Failed, describe
 from .results import SET_RESULT_BACKEND
 
 #: The house rules that are plain values.
@@ -52,7 +54,7 @@ LEAST: dict[str, tuple[tuple[int, ...], str]] = {
     "redis": ((5, 2), "older ones do not speak the protocol with which Redis tells of new tasks"),
 }
 _DEFAULT_VISIBILITY_TIMEOUT = 3600
-_IN_THE_FILE = "Correct it in the worker role's variables and run the site playbook; nobody edits celeryconfig.py."
+_IN_THE_FILE = "Correct it in the worker role's variables and run the site playbook; do not edit celeryconfig.py."
 
 
 def versions() -> str:
@@ -96,7 +98,7 @@ class Settings:
         """The application; only after :meth:`check` found that it loads."""
         return self._app
 
-    def check_loading(self, report: Report) -> bool:
+    def check_loading(self, report: CheckReport) -> bool:
         """Load everything; whether the other checks have something to work with."""
         report.run(
             "settings.file",
@@ -115,7 +117,7 @@ class Settings:
             )
         return self._app is not None
 
-    def check_values(self, report: Report, expected: Mapping[str, Any]) -> None:
+    def check_values(self, report: CheckReport, expected: Mapping[str, Any]) -> None:
         """Compare each setting with its rule."""
         report.run(
             "settings.versions",
@@ -191,7 +193,8 @@ class Settings:
             ]
             if other:
                 raise Failed("; ".join(other))
-        return f"{app.main or self._name}, {sum(not name.startswith('celery.') for name in app.tasks)} tasks of its own"
+        own_tasks = sum(not name.startswith("celery.") for name in app.tasks)
+        return f"{app.main or self._name}, {counted(own_tasks, 'tasks')} of its own"
 
     def _equal(self, name: str, wanted: Any) -> str:
         value = self._visibility_timeout() if name == "visibility_timeout" else value_of(self._table, name)
@@ -202,7 +205,7 @@ class Settings:
     def _expires(self) -> str:
         value = canonical("result_expires", self._app.conf.result_expires)
         if not isinstance(value, (int, float)) or value <= 0:
-            raise Failed(f"{show(value)}: results would be kept for ever, or not at all")
+            raise Failed(f"{show(value)}: results would be kept indefinitely, or not at all")
         return f"{value:g} s"
 
     def _pool_limit(self) -> str:
@@ -215,7 +218,7 @@ class Settings:
         url = self._app.conf.result_backend
         if not url:
             raise Failed(
-                "no result_backend is configured: results would be thrown away",
+                "no result_backend is configured: results would be dropped",
                 SET_RESULT_BACKEND,
             )
         scheme = str(url).partition("://")[0]

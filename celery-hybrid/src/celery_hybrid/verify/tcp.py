@@ -1,4 +1,4 @@
-"""Reachability, with a sentence for each way to fail."""
+"""Reachability, with a message for each way to fail."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def reach(host: str, port: int, timeout: float) -> str:
         ``host:port``.
 
     Raises:
-        Failed: nobody there.
+        Failed: nothing listens there.
     """
     place = f"{host}:{port}"
     try:
@@ -55,10 +55,10 @@ def shaken(sock: Any) -> str:
         sock: the socket of a connection that the checked client has made, so that these are its own rules.
 
     Raises:
-        Failed: it is in clear, believes any server, or the certificate ends soon.
+        Failed: it is not encrypted, trusts any server, or the certificate ends soon.
     """
     if not isinstance(sock, ssl.SSLSocket):
-        raise Failed("the connection is in clear")
+        raise Failed("the connection is not encrypted")
     if sock.context.verify_mode != ssl.CERT_REQUIRED or not sock.context.check_hostname:
         raise Failed(
             "certificate and name of the server are not verified",

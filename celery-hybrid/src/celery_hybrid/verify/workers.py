@@ -8,7 +8,9 @@ from typing import Any
 
 from kombu.exceptions import ContentDisallowed
 
-from .report import Failed, Report
+from celery_hybrid.terminal import counted
+
+from .report import CheckReport, Failed
 from .results import NO_FACTS
 from .settings import canonical, reported_backend, show, value_of
 
@@ -36,7 +38,7 @@ class Workers:
         self._queues: dict[str, list[str]] = {}
         self.refused: dict[str, str] = {}
 
-    def check(self, report: Report, agreed: Mapping[str, Any], queues: Sequence[str]) -> None:
+    def check(self, report: CheckReport, agreed: Mapping[str, Any], queues: Sequence[str]) -> None:
         """Run all checks of the workers."""
         report.run(
             "workers.answer",
@@ -64,15 +66,15 @@ class Workers:
 
         report.run(
             "workers.outbox",
-            "no result waits in an outbox for RabbitMQ",
+            "no result and no dead letter waits in an outbox for RabbitMQ",
             self._outbox,
-            remedy="Look with 'celery result-store' why RabbitMQ does not take results. What waits is delivered by "
-            "itself; 'celery tasks refused' shows what RabbitMQ refuses for good, tries it again or takes it out.",
+            remedy="See 'celery result-store' for why RabbitMQ does not accept them. They are delivered by "
+            "itself; 'celery tasks refused' shows what RabbitMQ refuses for good, tries it again or removes it.",
             needs=some,
         )
 
     def check_connections(
-        self, report: Report, broker: Mapping[str, Any] | None, results: Mapping[str, Any] | None
+        self, report: CheckReport, broker: Mapping[str, Any] | None, results: Mapping[str, Any] | None
     ) -> None:
         """Compare what the live workers may need with what the servers allow."""
         report.run(
@@ -85,7 +87,7 @@ class Workers:
         )
 
     def unconsumed(self, queues: Sequence[str]) -> list[str]:
-        """Queues that certainly nobody consumes: every node that was asked has answered without them."""
+        """Queues that certainly no worker consumes: every node that was asked has answered without them."""
         if not self._conf or set(self._queues) != {*self._conf, *self._nodes}:
             return []
         return [queue for queue in queues if queue not in self.consumed]
@@ -159,7 +161,7 @@ class Workers:
         other = []
         for node, conf in sorted(self._conf.items()):
             if "error" in conf and "task_serializer" not in conf:
-                other.append(f"{node} cannot tell its configuration: {conf['error']}")
+                other.append(f"{node} cannot report its configuration: {conf['error']}")
                 continue
             for name, wanted in agreed.items():
                 value = value_of(conf, name)
@@ -174,7 +176,7 @@ class Workers:
     def _consumed(self, queues: Sequence[str]) -> str:
         lonely = [queue for queue in queues if queue not in self.consumed]
         if lonely:
-            raise Failed(f"nobody consumes {', '.join(lonely)}")
+            raise Failed(f"no worker consumes {', '.join(lonely)}")
         return "; ".join(
             f"{queue}: {', '.join(sorted(node for node, names in self._queues.items() if queue in names))}"
             for queue in queues
@@ -207,22 +209,25 @@ class Workers:
             outbox = state.get("outbox") if isinstance(state, dict) else None
             if not isinstance(outbox, dict):
                 raise Failed(
-                    f"{node} does not tell", "Its result backend is not this package's, or of an older release."
+                    f"{node} does not report it", "Its result backend is not this package's, or of an older release."
                 )
             if "error" in outbox:
                 raise Failed(
                     f"{node}: {outbox['error']}",
                     "Make the folder writable for the worker's user; tasks wait whenever RabbitMQ is away.",
                 )
-            told += [f"{node}: {outbox[name]} {words}" for name, words in _OUTBOX if outbox.get(name)]
+            for what, box in (("results", outbox), ("dead letters", state.get("dead_letters") or {})):
+                if "error" in box:
+                    told.append(f"{node}: {box['error']}")
+                told += [f"{node}: {counted(box[name], what)} {words}" for name, words in _OUTBOX if box.get(name)]
         if told:
             raise Failed("; ".join(told))
         return f"empty on {', '.join(sorted(self._conf))}"
 
 
 _OUTBOX = (
-    ("count", "results wait"),
-    ("refused", "results are refused by RabbitMQ for good"),
+    ("count", "waiting"),
+    ("refused", "refused by RabbitMQ for good"),
 )
 
 

@@ -253,6 +253,12 @@ OTHER = (*ANSWER[:-1], "other@worker1")
         ([((*RABBIT, "queues", 3, "messages_ready"), 20_000)], "results.unread", "celery.reply.web: 20000"),
         ([((*BROKER, "results_in_redis"), 5)], "results.in_redis", "5 keys"),
         ([((*ANSWER, "result_store", "outbox", "count"), 4)], "results.outbox", "4 results wait"),
+        (
+            [((*ANSWER, "result_store", "dead_letters"), {"count": 3, "failure": "storing a dead letter: no"})],
+            "results.outbox",
+            "'Dead letters of the workers on worker1 do not reach RabbitMQ', 'evidence': ['3 dead letters wait', "
+            "'storing a dead letter: no']",
+        ),
         ([((*ANSWER, "result_store", "circuit"), "open")], "results.outbox", "circuit to RabbitMQ is open"),
         (
             [((*ANSWER, "result_store", "chords"), unfinished(complete_seconds=300))],

@@ -198,7 +198,7 @@ task = {'name': 'shop.add', 'id': '0b3d', 'return_value': '3', 'runtime': 0.1, '
 logging.getLogger('celery.worker.strategy').info(trace.LOG_RECEIVED, task)
 logging.getLogger('celery.app.trace').info(trace.LOG_SUCCESS, task)
 logging.getLogger('celery.worker.consumer.consumer').error('Received invalid task message: no task')
-logging.getLogger('celery_hybrid.tasks').warning('one\\ntwo')
+logging.getLogger('celery_hybrid.worker').warning('one\\ntwo')
 logging.getLogger('payments').debug('seen')
 print(json.dumps({
     'broker': app.conf['broker_url'],
@@ -256,4 +256,4 @@ def test_log_lines_carry_their_level_and_the_form_that_logtool_reads(lines: list
         "completed": 1,
         "succeeded": 1,
     }
-    assert lines[3].endswith("WARNING/MainProcess] celery_hybrid.tasks: one")
+    assert lines[3].endswith("WARNING/MainProcess] celery_hybrid.worker: one")
