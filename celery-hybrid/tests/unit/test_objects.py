@@ -10,7 +10,7 @@ import pytest
 from celery_hybrid import names
 from celery_hybrid.rabbitmq import objects
 from celery_hybrid.rabbitmq.options import Options
-from celery_hybrid.results import topology
+from celery_hybrid.rabbitmq import topology
 
 
 class Channel:
