@@ -29,7 +29,9 @@ LOGS = ROOT / ".cache" / "package"
 # stop their servers, so what runs at the same time has a host of its own.
 MATRIX = (
     ("debian12", "10.213.20.12", ("celery57", "examples")),
+    ("debian12-outages", "10.213.20.22", ("celery57-outages",)),
     ("debian13", "10.213.20.13", ("celery57",)),
+    ("debian13-outages", "10.213.20.23", ("celery57-outages",)),
     ("debian13-older", "10.213.20.14", ("celery55", "celery56")),
 )
 
@@ -55,7 +57,8 @@ def run_tests(matrix: tuple[tuple[str, str, tuple[str, ...]], ...]) -> int:
         return 1
     # The hosts do not depend on each other here, so all at once; a role's output matters when it fails.
     site = (BIN / "ansible-playbook", "-i", INVENTORY, "celeryops.hybrid.site")
-    if run(*site, "-e", "redis_serial=3", "-e", "rabbitmq_serial=3", ANSIBLE_DISPLAY_OK_HOSTS="false"):
+    at_once = ("-e", f"redis_serial={len(MATRIX)}", "-e", f"rabbitmq_serial={len(MATRIX)}")
+    if run(*site, *at_once, ANSIBLE_DISPLAY_OK_HOSTS="false"):
         return 1
     with ThreadPoolExecutor() as pool:
         return sum(pool.map(run_on, matrix))

@@ -11,7 +11,7 @@ import pytest
 import redis
 from runs import come_back, each_pool, end, wait_until
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.outages, pytest.mark.timeout(120)]
 
 FOLDER = "/var/tmp/celery-tests-redis"
 FIRST, SECOND, SENTINEL, TLS = 7101, 7102, 7103, 7104

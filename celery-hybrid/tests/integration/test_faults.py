@@ -16,7 +16,7 @@ from celery import states
 from celery_hybrid.errors import ResultStoreError, ResultStoreUnreachableError, TopologyError
 from celery_hybrid.rabbitmq.topology import archive_stream
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.integration, pytest.mark.outages, pytest.mark.timeout(240)]
 
 
 def test_results_survive_a_restart_between_task_and_get(worker, task, shell, in_process):

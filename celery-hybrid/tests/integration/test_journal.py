@@ -14,7 +14,7 @@ from celery import states
 
 from celery_hybrid.names import archive_stream, partition_of
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.integration, pytest.mark.outages, pytest.mark.timeout(240)]
 
 
 @pytest.fixture

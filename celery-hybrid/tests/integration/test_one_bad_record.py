@@ -19,7 +19,7 @@ from celery_hybrid.delivery.outbox import Outbox
 from celery_hybrid.errors import RecordTooLargeError
 from celery_hybrid.rabbitmq.records import RESULT, Record
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.integration, pytest.mark.outages, pytest.mark.timeout(240)]
 
 #: More than RabbitMQ takes in one message.
 TOO_LARGE = "x" * 20_000_000

@@ -15,7 +15,7 @@ from celery_hybrid.rabbitmq.records import RESULT
 from celery_hybrid.results.replies import Mailbox
 from celery_hybrid.results.store import Store
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.integration, pytest.mark.outages, pytest.mark.timeout(240)]
 
 
 def new_id():

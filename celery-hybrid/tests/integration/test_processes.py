@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("worker")]
+pytestmark = [pytest.mark.integration, pytest.mark.outages, pytest.mark.usefixtures("worker")]
 
 
 def in_child(function):

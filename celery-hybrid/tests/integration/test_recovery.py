@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from celery_hybrid.rabbitmq.records import RESULT, Record
 from celery_hybrid.recovery import tasks as recovery
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.outages, pytest.mark.timeout(120)]
 
 HERE = Path(__file__).parent
 # In a process of its own: three messages are a batch.

@@ -9,7 +9,7 @@ import pytest
 import redis
 from runs import AGAIN, LOAD, come_back, each_pool, end, wait_until
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.integration, pytest.mark.outages, pytest.mark.timeout(180)]
 
 
 def needed(name):
