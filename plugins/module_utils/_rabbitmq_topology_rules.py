@@ -15,9 +15,9 @@ import difflib
 import re
 from collections.abc import Iterator
 
+from ansible_collections.celeryops.hybrid.plugins.module_utils._masking import MASK
 from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_topology import (
     KIND,
-    MASK,
     Difference,
     Key,
     Object,

@@ -167,7 +167,7 @@ def masked(text: str, urls: list[str]) -> str:
         password = urlsplit(url).password or ""
         for form in (password, unquote(password)):
             if form:
-                text = text.replace(form, "…")
+                text = text.replace(form, "********")
     return text
 
 
