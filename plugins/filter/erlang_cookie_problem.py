@@ -32,7 +32,7 @@ _value:
   sample: 'is weak: it has fewer than 32 characters'
 """
 
-from ansible_collections.celeryops.hybrid.plugins.module_utils._secrets import erlang_cookie_problem
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._secrets import erlang_cookie_problem
 
 
 class FilterModule:

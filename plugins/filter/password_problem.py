@@ -40,7 +40,7 @@ _value:
   sample: 'is weak: it has fewer than 16 characters'
 """
 
-from ansible_collections.celeryops.hybrid.plugins.module_utils._secrets import password_problem
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._secrets import password_problem
 
 
 class FilterModule:

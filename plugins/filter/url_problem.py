@@ -40,7 +40,7 @@ _value:
   sample: 'has no password; it looks like redis://user:password@host:6379/0'
 """
 
-from ansible_collections.celeryops.hybrid.plugins.module_utils._urls import url_problem
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._urls import url_problem
 
 
 class FilterModule:

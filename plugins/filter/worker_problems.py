@@ -34,7 +34,7 @@ _value:
   sample: ["worker_result_partitions is 99: it must be 1 to 64, and the same as rabbitmq_partitions."]
 """
 
-from ansible_collections.celeryops.hybrid.plugins.module_utils._worker import worker_problems
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._worker import worker_problems
 
 
 class FilterModule:

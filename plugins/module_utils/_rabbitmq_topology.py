@@ -19,13 +19,14 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from ansible_collections.celeryops.hybrid.plugins.module_utils._masking import MASK, masked, secrets_in
-from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq import PARTITIONS_PARAMETER
 from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_api import Api
 
 Object = dict[str, Any]
 Key = tuple[str, ...]
 Topology = dict[str, dict[Key, Object]]
 
+# The global parameter that holds the number of archive streams of a vhost, whose name follows.
+PARTITIONS_PARAMETER = "celery.results.partitions."
 HASHES = {"rabbit_password_hashing_sha256": hashlib.sha256, "rabbit_password_hashing_sha512": hashlib.sha512}
 CANNOT_CHANGE = (
     "RabbitMQ cannot change this in place. Declare it as it is, or set 'recreate', or move away what it holds, "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import typing as t
 
-PARTITIONS_PARAMETER = "celery.results.partitions."
+from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_topology import PARTITIONS_PARAMETER
 
 _STREAM = re.compile(r"celery\.results\.(\d+)")
 _KEY = re.compile(r"[A-Za-z0-9_.$-]+")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq import partitions_problem, render_config
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._rabbitmq import partitions_problem, render_config
 
 
 @pytest.mark.parametrize(
