@@ -29,8 +29,8 @@ options:
 EXAMPLES = r"""
 - name: Refuse a weak password
   ansible.builtin.assert:
-    that: redis_password | celeryops.hybrid.password_problem(redis_user) == ''
-    fail_msg: "redis_password {{ redis_password | celeryops.hybrid.password_problem(redis_user) }}."
+    that: redis_password | celeryops.hybrid.password_problem('celery') == ''
+    fail_msg: "redis_password {{ redis_password | celeryops.hybrid.password_problem('celery') }}."
 """
 
 RETURN = r"""

@@ -246,7 +246,7 @@ def stale_connections(p: Picture) -> t.Iterator[Finding]:
             "A host, a firewall or a NAT in between dropped them without a word. A task that Redis hands to such a "
             "BRPOP is "
             "lost for its visibility timeout.",
-            "Redis closes them after two times redis_tcp_keepalive by itself; at once: 'redis-cli CLIENT KILL ID …'.",
+            "Redis closes them after two times tcp-keepalive by itself; at once: 'redis-cli CLIENT KILL ID …'.",
         )
 
 
@@ -407,7 +407,7 @@ def pools(p: Picture) -> t.Iterator[Finding]:
                 tuple(f"{name}: {pool['used']} of {pool['limit']}" for name, pool in full.items()),
                 cause,
                 "Restart the worker; let tasks use 'with app.connection_or_acquire()'; raise "
-                f"worker_broker_pool_limit. {_WAIT}",
+                f"broker_pool_limit in worker_settings. {_WAIT}",
             )
     for host, reading in p.readings.items():
         limit = reading.get("settings", {}).get("config", {}).get("broker_pool_limit")
