@@ -61,7 +61,7 @@ def size_in_bytes(value: t.Any) -> int:
     """Return the number of bytes that Redis understands by *value* (``512mb``, ``1gb``, ``1048576``)."""
     match = _SIZE.match(str(value).strip())
     if match is None:
-        raise ValueError(f"{value!r} is no size: write a number of bytes, or a number with kb, mb or gb")
+        raise ValueError(f"{value!r} is not a valid size: write a number of bytes, or a number with kb, mb or gb")
     return int(match.group(1)) * _UNITS[(match.group(2) or "").lower()]
 
 

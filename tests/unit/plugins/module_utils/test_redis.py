@@ -300,8 +300,8 @@ def test_sizes_are_those_of_redis(text: Any, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["much", "-1", "1 tb", ""])
-def test_no_size_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="no size"):
+def test_text_that_is_not_a_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not a valid size"):
         redis.size_in_bytes(text)
 
 
