@@ -14,6 +14,9 @@ from urllib.parse import quote
 
 from ansible.module_utils.urls import open_url
 
+OF_VHOSTS = frozenset({"bindings", "exchanges", "policies", "queues"})
+OF_SERVER = frozenset({"nodes", "overview"})
+
 
 class ApiError(Exception):
     """The management API did not do what was asked; the message says why and what to do."""
@@ -22,7 +25,7 @@ class ApiError(Exception):
 class Api(Protocol):
     """What the topology needs of the management API."""
 
-    def get(self, *path: str) -> Any: ...
+    def get(self, *path: str, query: str = "") -> Any: ...
 
     def send(self, method: str, *path: str, body: Any = None, query: str = "") -> Any: ...
 
@@ -112,6 +115,30 @@ class ManagementApi:
         except (ValueError, AttributeError):
             reason = exc.reason
         return f"RabbitMQ refuses {request} (HTTP {exc.code}): {reason}"
+
+
+def objects_of(api: Api, vhost: str, wanted: dict[str, list[str] | None]) -> dict[str, Any]:
+    """Return what the API lists, by kind.
+
+    Args:
+        api: of the server.
+        vhost: whose objects are listed, where a kind belongs to a virtual host.
+        wanted: the fields of each kind; none for all.
+
+    Raises:
+        ApiError: a request failed.
+        ValueError: there is no such kind.
+    """
+    unknown = sorted(set(wanted) - OF_VHOSTS - OF_SERVER)
+    if unknown:
+        raise ValueError(
+            f"objects: {', '.join(unknown)} cannot be read; take {', '.join(sorted(OF_VHOSTS | OF_SERVER))}."
+        )
+    found = {}
+    for kind, fields in wanted.items():
+        path = (kind, vhost) if kind in OF_VHOSTS else (kind,)
+        found[kind] = api.get(*path, query=f"?columns={','.join(fields)}" if fields else "")
+    return found
 
 
 def api_arguments() -> dict[str, dict[str, Any]]:
