@@ -20,7 +20,7 @@ options:
 """
 
 EXAMPLES = r"""
-- name: Tell whether the cookie has to be made anew
+- name: Check whether the cookie has to be replaced
   ansible.builtin.debug:
     msg: "{{ cookie | celeryops.hybrid.erlang_cookie_problem }}"
 """

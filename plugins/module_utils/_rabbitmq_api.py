@@ -38,7 +38,7 @@ class ManagementApi:
         username: a user with the tag ``administrator`` (``monitoring`` is enough to read).
         password: its password; it goes into a header, never into a URL.
         validate_certs: verify the server's certificate.
-        ca_path: file of the certificate authority, or None for the system's.
+        ca_path: file of the CA certificate, or None for the system's.
         client_cert: file of a certificate that the server asks for, or None.
         client_key: file of its key, unless the certificate's file has it.
         timeout: seconds for each request.
@@ -95,7 +95,7 @@ class ManagementApi:
             if isinstance(reason, ssl.SSLError):
                 raise ApiError(
                     f"The management API at {self._url} is not trusted: {reason}. Check that 'url' names the server as "
-                    "its certificate does, that 'ca_path' is the authority that signed it, and 'client_cert' if the "
+                    "its certificate does, that 'ca_path' is the CA that signed it, and 'client_cert' if the "
                     "server asks for one."
                 ) from exc
             raise ApiError(

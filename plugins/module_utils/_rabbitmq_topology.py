@@ -146,7 +146,7 @@ class Difference:
         before: the object as it is, None where it is not.
         after: the object as declared, None where it shall not be.
         obstacle: why it is not written, as a sentence with the remedy.
-        recreate: delete it and make it anew, because RabbitMQ cannot change it in place.
+        recreate: delete it and create it again, because RabbitMQ cannot change it in place.
     """
 
     kind: Kind
@@ -212,7 +212,7 @@ class Difference:
             return f"{self.label} is missing."
         if self.after is None:
             return f"{self.label} is there and shall not be."
-        return f"{self.label}: {self.changes()}.{' It is empty and is made anew.' if self.recreate else ''}"
+        return f"{self.label}: {self.changes()}.{' It is empty and is recreated.' if self.recreate else ''}"
 
     def result(self) -> Object:
         """Return the difference as modules do."""
@@ -393,7 +393,7 @@ def as_stored(value: Any) -> Any:
 
 
 def password_matches(password: str, stored: tuple[str, str]) -> bool:
-    """Tell whether a password is the one whose salted hash the server keeps.
+    """Return whether a password is the one whose salted hash the server keeps.
 
     The hash is base64 of a salt of four bytes and the digest of salt and password:
     https://www.rabbitmq.com/docs/passwords#computing-password-hash
@@ -440,7 +440,7 @@ class Prune:
             try:
                 re.compile(pattern)
             except re.error as exc:
-                raise TopologyError(f"protected: {pattern!r} is no regular expression: {exc}.") from exc
+                raise TopologyError(f"protected: {pattern!r} is not a regular expression: {exc}.") from exc
         if not self.vhosts and (
             homeless := [kind for kind in self.kinds if "vhost" in KIND.get(kind, KIND["bindings"]).key]
         ):

@@ -45,7 +45,7 @@ def _exists(path: Path) -> bool:
 
 
 def _mask(path: Path) -> bool:
-    """Tell whether it is what 'systemctl mask' leaves, which 'systemctl unmask' takes away."""
+    """Return whether it is what 'systemctl mask' leaves, which 'systemctl unmask' takes away."""
     return path.parent == Path("/etc/systemd/system") and path.is_symlink() and str(path.readlink()) == "/dev/null"
 
 

@@ -72,7 +72,7 @@ options:
     type: path
   pending:
     description:
-      - File that keeps the changed paths until they are in use; whoever restarts what reads them removes it.
+      - File that keeps the changed paths until they are in use; the task that restarts what reads them removes it.
       - While a path is in it, the task reports the path as changed, so that the next run makes good what one left out
         that ended before the restart.
       - Best below C(/run), so that a reboot, which is a restart, forgets it.

@@ -63,7 +63,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 differences:
-  description: What was found, as the playbook drift reports it.
+  description: What was found, as the drift playbook reports it.
   returned: always
   type: list
   elements: dict

@@ -393,7 +393,7 @@ def workers_restart(p: Picture) -> t.Iterator[Finding]:
 
 @symptom
 def pools(p: Picture) -> t.Iterator[Finding]:
-    cause = "Tasks or threads take connections and keep them. Whoever needs one more waits for ever."
+    cause = "Tasks or threads take connections and keep them. Further requests block indefinitely."
     for node, answer in sorted(p.answers.items()):
         full = {
             name: pool
@@ -608,9 +608,9 @@ def no_consumer(p: Picture) -> t.Iterator[Finding]:
                     f"consumed are: {', '.join(sorted(p.consumed)) or 'none'}",
                     *((f"no answer of {', '.join(silent)}",) if silent else ()),
                 ),
-                "Its worker is down or hangs, was told to cancel it, or the queue's name is misspelt by whoever sends."
+                "Its worker is down or hangs, was told to cancel it, or the sender misspelt the queue's name."
                 if silent
-                else "A worker was told to cancel it, no instance declares it, or whoever sends misspelt its name.",
+                else "A worker was told to cancel it, no instance declares it, or the sender misspelt its name.",
                 f"'celery control add_consumer {queue}' until the next restart; for good: add it to an instance of "
                 "worker_instances and run the site playbook.",
             )
@@ -670,7 +670,7 @@ def results_never_expire(p: Picture) -> t.Iterator[Finding]:
         if endless:
             yield Finding(
                 "results.never_expire",
-                f"Results on {host} are kept for ever",
+                f"Results on {host} are kept indefinitely",
                 (
                     f"{len(endless)} of {len(streams)} streams have no max-age",
                     f"{sum(q.get('messages') or 0 for q in streams)} results are kept now",

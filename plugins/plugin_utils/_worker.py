@@ -284,7 +284,7 @@ def _settings(v: dict[str, t.Any]) -> list[str]:
     for name in v["worker_settings"]:
         if not SETTING.fullmatch(name):
             found.append(
-                f"worker_settings has {name!r}, which is no name of a Celery setting: they are lower case, such "
+                f"worker_settings has {name!r}, which is not the name of a Celery setting: they are lower case, such "
                 "as task_compression."
             )
         elif name in ("broker_url", "broker_read_url", "broker_write_url", "result_backend"):

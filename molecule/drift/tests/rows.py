@@ -923,7 +923,7 @@ EXEMPT_FILES = {
     "monitoring/tasks/restart.yml": "does what a handler asks for",
     "rabbitmq/tasks/plugins.yml": "does what a handler asks for",
     "server/tasks/restart.yml": "does what a handler asks for",
-    "worker/tasks/release_back.yml": "of the playbook release: puts back what it has changed",
-    "worker/tasks/release_prepare.yml": "of the playbook release: goes through the steps of the role",
+    "worker/tasks/release_back.yml": "of the release playbook: puts back what it has changed",
+    "worker/tasks/release_prepare.yml": "of the release playbook: goes through the steps of the role",
     "worker/tasks/environment.yml": "builds what 'Take the virtual environment into use' declares",
 }

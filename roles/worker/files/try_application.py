@@ -198,7 +198,7 @@ def login_broker(app: Any, url: str) -> str:
         except Exception as exc:
             return (
                 f"cannot log in to Redis: {reason_of(exc)}. Correct redis_password (or "
-                f"worker_broker_url), or run the role redis, which sets them{about_tls(exc, 'redis')}."
+                f"worker_broker_url), or run the redis role, which sets them{about_tls(exc, 'redis')}."
             )
     return ""
 
@@ -339,7 +339,7 @@ def trial(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_use(link: str) -> bool:
-    """Tell whether this Python's environment is the one that a symbolic link leads to."""
+    """Return whether this Python's environment is the one that a symbolic link leads to."""
     return os.path.realpath(link) == os.path.realpath(sys.prefix)
 
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# A unit that was started this long ago, and not since, is no unit that dies at its start.
+# A unit that was started this long ago, and not since, is not a unit that dies at its start.
 STEADY_SECONDS = 5
 
 
@@ -45,7 +45,7 @@ def dead(now: dict[str, str], before: dict[str, str]) -> str:
 
 
 def steady(state: dict[str, str]) -> bool:
-    """Tell whether a unit has been active for a while."""
+    """Return whether a unit has been active for a while."""
     since = int(state["ActiveEnterTimestampMonotonic"] or 0) / 1e6
     return state["ActiveState"] == "active" and time.monotonic() - since > STEADY_SECONDS
 

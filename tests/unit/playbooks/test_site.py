@@ -1,4 +1,4 @@
-"""How the playbook site goes through the hosts."""
+"""How the site playbook goes through the hosts."""
 
 from __future__ import annotations
 

@@ -87,11 +87,11 @@ def test_word_is_refused_as_a_size():
     ("name", "arguments", "reason"),
     [
         ("redis_conf", ([{"name": "a", "value": "x\ny"}],), "line break"),
-        ("redis_acl", ([{"name": "a b"}],), "no name for a Redis user"),
-        ("redis_acl", ([{"name": "a", "rules": [">password"]}],), "no rule of Redis' ACL language"),
-        ("redis_acl", ([{"name": "a\n"}],), "no name for a Redis user"),
-        ("redis_acl", ([{"name": "a", "rules": ["~*\nuser b on nopass"]}],), "no rule of Redis' ACL language"),
-        ("redis_acl", ([{"name": "a", "rules": ["~* +@all"]}],), "no rule of Redis' ACL language"),
+        ("redis_acl", ([{"name": "a b"}],), "not a valid name for a Redis user"),
+        ("redis_acl", ([{"name": "a", "rules": [">password"]}],), "not a rule of Redis' ACL language"),
+        ("redis_acl", ([{"name": "a\n"}],), "not a valid name for a Redis user"),
+        ("redis_acl", ([{"name": "a", "rules": ["~*\nuser b on nopass"]}],), "not a rule of Redis' ACL language"),
+        ("redis_acl", ([{"name": "a", "rules": ["~* +@all"]}],), "not a rule of Redis' ACL language"),
         ("rabbitmq_conf", ([{"name": "a"}],), "value"),
         (
             "rabbitmq_partitions_problem",

@@ -229,7 +229,10 @@ def test_prune_deletes_only_where_and_what_it_is_told(
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
-    [({"kinds": ["queues"]}, "'prune_vhosts' is empty, so queues"), ({"protected": ["("]}, "is no regular expression")],
+    [
+        ({"kinds": ["queues"]}, "'prune_vhosts' is empty, so queues"),
+        ({"protected": ["("]}, "is not a regular expression"),
+    ],
 )
 def test_prune_that_cannot_be_meant_is_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(topology.TopologyError, match=sentence):
@@ -417,7 +420,7 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     "mask": ({"global_parameters": [{"name": "p", "value": {"uri": MASK}}]}, "where a secret belongs"),
     "permission": (
         {"permissions": [{"vhost": "celery", "user": "worker", "read": "("}]},
-        "'read' of celery/worker is no regular expression",
+        "'read' of celery/worker is not a regular expression",
     ),
     "pattern": ({"policies": [{**NEW, "pattern": "*", "definition": {"expires": 1}}]}, "'pattern' of celery/new is no"),
     "vhost": ({"queues": [{"vhost": "gone", "name": "q"}]}, "needs the vhost 'gone'"),
@@ -442,7 +445,7 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     "user without rights": ({"users": [{"name": "new", "password": "p"}]}, "new would have no rights on any vhost"),
     "unknown limit": (
         {"vhost_limits": [{**NEW, "name": "max-users", "value": 1}]},
-        "'max-users' of celery is no limit",
+        "'max-users' of celery is not a limit",
     ),
     "limit without value": ({"vhost_limits": [{**NEW, "name": "max-queues"}]}, "needs 'value'"),
     "fewer queues than exist": (

@@ -283,7 +283,7 @@ def test_acl_file_holds_no_password() -> None:
     "user", [{"name": "two words", "rules": []}, {"name": "x", "rules": ["on"]}, {"name": "x", "rules": [">clear"]}]
 )
 def test_what_would_break_the_acl_file_is_refused(user: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"no name|no rule"):
+    with pytest.raises(ValueError, match=r"not a valid name|not a rule"):
         redis.render_acl([user])
 
 
