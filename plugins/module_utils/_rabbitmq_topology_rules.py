@@ -264,4 +264,4 @@ def remarks(plan: Plan, version: str) -> Iterator[str]:
             yield f"vhosts: RabbitMQ {version} keeps the default_queue_type of {vhost} and does not heed it."
     for vhost, name in plan.after["vhost_limits"]:
         if (plan.after["vhost_limits"][vhost, name]["value"], name) == (0, "max-connections"):
-            yield f"vhost_limits: {vhost} lets nobody in: its limit max-connections is 0."
+            yield f"vhost_limits: {vhost} lets no client in: its limit max-connections is 0."

@@ -154,7 +154,7 @@ def closed(api: Api, vhost: str, found: Topology) -> Iterator[None]:
                 api.send("PUT", *path, body=before)
         except ApiError as exc:
             raise TopologyError(
-                f"vhost {vhost} still lets nobody in, because of its limit max-connections of 0: {exc}. "
+                f"vhost {vhost} still lets no client in, because of its limit max-connections of 0: {exc}. "
                 f"Open it with rabbitmqctl clear_vhost_limits -p {vhost}, and run again."
             ) from exc
 

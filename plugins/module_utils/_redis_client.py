@@ -82,7 +82,7 @@ class RedisClient:
         server_hostname: name that the certificate must be for, when it is not *host*.
 
     Raises:
-        UnreachableError: nobody answers.
+        UnreachableError: there is no answer.
         CertificateError: the one that answers cannot prove who it is.
         RefusedError: the login is wrong.
     """

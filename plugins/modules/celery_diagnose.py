@@ -57,7 +57,7 @@ options:
         elements: path
         default: [/etc/celery]
       nodes:
-        description: Node names that are asked for everything, beside those that nobody declares.
+        description: Node names that are asked for everything, beside those that are not declared.
         type: list
         elements: str
         default: []

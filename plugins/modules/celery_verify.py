@@ -251,7 +251,7 @@ skipped_checks:
   elements: str
   sample: []
 skipped_reasons:
-  description: Why a check was left out that nobody asked to leave out, by its name.
+  description: Why a check was left out without a request to leave it out, by its name.
   returned: always
   type: dict
   sample: {}

@@ -282,7 +282,7 @@ options:
         choices: [classic, quorum, stream]
         default: classic
       auto_expires:
-        description: Milliseconds after which the queue is deleted when nobody uses it, as the argument C(x-expires).
+        description: Milliseconds after which the unused queue is deleted, as the argument C(x-expires).
         type: int
       message_ttl:
         description: Milliseconds that a message stays, as C(x-message-ttl).
@@ -432,7 +432,7 @@ EXAMPLES = r"""
       - {vhost: celery, name: orders, type: quorum}
     recreate: messages-kept
 
-- name: Delete policies that nobody declared
+- name: Delete policies that are not declared
   celeryops.hybrid.rabbitmq_topology:
     username: admin
     password: "{{ rabbitmq_admin_password }}"

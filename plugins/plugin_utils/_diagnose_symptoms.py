@@ -174,7 +174,7 @@ def redis_eviction(p: Picture) -> t.Iterator[Finding]:
                 "redis.evicts",
                 f"Redis on {host} may delete queued tasks",
                 (f"maxmemory-policy {policy}", f"{evicted} keys were evicted since it started"),
-                "Somebody changed maxmemory-policy.",
+                "maxmemory-policy was changed by hand.",
                 f"'ansible-playbook -i INVENTORY celeryops.hybrid.site --limit {host}' sets noeviction, without a "
                 "restart.",
             )
@@ -574,7 +574,7 @@ def stuck(p: Picture) -> t.Iterator[Finding]:
                     for m in sorted(lost, key=lambda m: -m["age"])[:5]
                 ),
                 f"the visibility timeout is {timeout:g} s"
-                + (f"; nobody on {', '.join(_silent(p))} could be asked" if _silent(p) else ""),
+                + (f"; no worker on {', '.join(_silent(p))} could be asked" if _silent(p) else ""),
             ),
             "Their worker died, hangs, or lost its connection."
             if oldest["age"] <= timeout
@@ -602,7 +602,7 @@ def no_consumer(p: Picture) -> t.Iterator[Finding]:
             silent = _silent(p)
             yield Finding(
                 "queue.no_consumer",
-                f"Nobody consumes the queue {queue}",
+                f"No worker consumes queue '{queue}'",
                 (
                     f"{length} messages wait",
                     f"consumed are: {', '.join(sorted(p.consumed)) or 'none'}",
@@ -689,7 +689,7 @@ def results_unread(p: Picture) -> t.Iterator[Finding]:
                     "results.unread",
                     f"Results pile up in a reply queue on {host}",
                     (f"{queue['name']}: {queue['messages_ready']} wait, {queue.get('consumers', 0)} consumers",),
-                    "A client sends tasks and hangs, or died; its queue is bounded, and expires when nobody uses it.",
+                    "A client sends tasks and hangs, or died; its queue is bounded, and expires when it is not used.",
                     "The queue's name tells host and process of the client: look at it there.",
                 )
 
@@ -768,7 +768,7 @@ def chords(p: Picture) -> t.Iterator[Finding]:
                 f"{row['seconds'] // 3600} h ago"
                 for group, row in sorted(slow.items())
             ),
-            "Tasks of their headers wait in a queue that nobody consumes, were purged, or take that long.",
+            "Tasks of their headers wait in a queue that no worker consumes, were purged, or take that long.",
             "Look for their tasks by the group's id. Without news for result_expires a chord fails by itself.",
         )
 
@@ -780,7 +780,7 @@ def dead_letters(p: Picture) -> t.Iterator[Finding]:
             if queue["name"] == "celery.dead_letters" and queue.get("messages"):
                 yield Finding(
                     "dead_letters.waiting",
-                    f"{queue['messages']} dead letters wait for somebody",
+                    f"{queue['messages']} dead letters are waiting",
                     (f"celery.dead_letters on {host}: {queue['messages']}",),
                     "Tasks failed for good, or messages could not be read.",
                     "Look at them, and replay or discard them, before they expire.",

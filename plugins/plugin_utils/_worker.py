@@ -243,7 +243,7 @@ def _queues(v: dict[str, t.Any]) -> list[str]:
         queue = route.get("queue") if isinstance(route, dict) else route
         if queue and queue not in known:
             found.append(
-                f"worker_task_routes sends {task} to the queue {queue!r}, which nobody consumes: "
+                f"worker_task_routes sends {task} to the queue {queue!r}, which no worker consumes: "
                 "add it to an instance of worker_instances, or to worker_queues when it is consumed elsewhere."
             )
     return found

@@ -8,7 +8,7 @@ environment. It becomes the user of the workers, imports the application as a wo
 what the application's settings are with what is declared, and logs in to both servers. When the new
 environment is not the one in use, it looks for queued tasks that the application does not have. The last
 line of its output is ``{"problems": [...], "orphans": [...], "overridden": [...], "version": ..., "tasks": [...]}``,
-with a sentence for each problem, for each task that nobody could run, and for each setting of the application that
+with a sentence for each problem, for each task that no worker could run, and for each setting of the application that
 the declared one has replaced.
 """
 
@@ -154,7 +154,7 @@ def routes(app: Any, queues: list[str]) -> list[str]:
     for name, route in own.items() if isinstance(own, dict) else ():
         wanted[f"task_routes of the application for {name}"] = route.get("queue") if isinstance(route, dict) else route
     return [
-        f"{who} asks for the queue {queue!r}, which nobody consumes: "
+        f"{who} asks for the queue {queue!r}, which no worker consumes: "
         "add it to an instance of worker_instances, or to worker_queues when it is consumed elsewhere."
         for who, queue in wanted.items()
         if isinstance(queue, str) and queue not in queues
@@ -300,7 +300,7 @@ def orphans(app: Any, queues: list[str]) -> list[str]:
     return [
         f"this version has no task {name!r}, and {count} messages of it are in the queue {queue!r} "
         f"({', '.join(f'{number} {place}' for place, number in sorted(places[name, queue].items()))}): "
-        "nobody could run them."
+        "no worker could run them."
         for (name, queue), count in sorted(missing.items())
     ]
 

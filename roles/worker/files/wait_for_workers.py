@@ -40,7 +40,7 @@ def dead(now: dict[str, str], before: dict[str, str]) -> str:
             "(its entry in worker_instances, worker_settings, worker_sandbox_disabled, the application), and run again"
         )
     if now["ActiveState"] == "inactive":
-        return "is not running: somebody stopped it meanwhile; run this again"
+        return "is not running: it was stopped meanwhile; run this again"
     return ""
 
 
