@@ -143,7 +143,7 @@ REDIS = (
         "install",
         "hold",
         "apt-mark --quiet hold redis-server",
-        ("server: Let the package be upgraded, or hold it back",),
+        ("server: Allow upgrades of the package, or hold it back",),
         layer="package",
     ),
     Row(
@@ -395,7 +395,7 @@ RABBITMQ = (
         "install",
         "hold",
         "apt-mark --quiet hold rabbitmq-server",
-        ("server: Let the package be upgraded, or hold it back",),
+        ("server: Allow upgrades of the package, or hold it back",),
         layer="package",
     ),
     Row(
@@ -837,7 +837,7 @@ MONITORING = (
         "started",
         "inactive",
         f"systemctl stop {_DAYS}.timer",
-        ("monitoring: Look at the certificates every hour",),
+        ("monitoring: Check the certificates every hour",),
         layer="runtime",
     ),
 )
@@ -864,7 +864,7 @@ HIDING = (
         ("rabbitmq: /etc/rabbitmq/enabled_plugins",),
         round=3,
         # And its owner, now root.
-        more=("/etc/rabbitmq/enabled_plugins", "Say what cannot be compared"),
+        more=("/etc/rabbitmq/enabled_plugins", "Report what cannot be compared"),
     ),
     Row(
         "redis",
@@ -878,11 +878,11 @@ HIDING = (
     ),
     Row(
         "rabbitmq",
-        "Say what cannot be compared in check mode",
+        "Report what cannot be compared in check mode",
         "",
         "does not let admin in",
         """api PUT users/admin '{"password": "another-one", "tags": "administrator"}'""",
-        ("rabbitmq: Import the administrator", "rabbitmq: Say what cannot be compared in check mode"),
+        ("rabbitmq: Import the administrator", "rabbitmq: Report what cannot be compared in check mode"),
         layer="runtime",
         round=4,
     ),
@@ -908,7 +908,7 @@ EXEMPT = {
     "redis: Keep the kernel settings": "the kernel of a container belongs to its host",
     "redis: Apply kernel settings that have drifted": "the kernel of a container belongs to its host",
     "redis: Restart for what cannot be changed live": "announces a handler; the finding is that of the task before it",
-    "rabbitmq: Let RabbitMQ take up the certificate of its file": "test_certificates.py of the stack breaks it",
+    "rabbitmq: Make RabbitMQ read its certificate again": "test_certificates.py of the stack breaks it",
     "rabbitmq: Remove key and certificate that are not used": "of hosts without TLS",
     "monitoring: Install Debian's packages": "its like is tried with Redis",
     "monitoring: Install Debian's packages with fresh package lists": "the second try of the task before it",
