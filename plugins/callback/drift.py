@@ -100,7 +100,7 @@ class CallbackModule(CallbackBase):
         if isinstance(task, Handler):
             if told.get("changed"):
                 self._report.hosts[host].consequences.append(f"{task.name.lower()} {arguments.get('name', '')}".strip())
-        # A sentence that only announces what a handler will do is no finding.
+        # A sentence that only announces what a handler will do is not a finding.
         elif not (task.notify and isinstance(told.get("msg"), str) and told.get("changed")):
             self._report.add(host, findings(task.action, task.name, arguments, told))
 

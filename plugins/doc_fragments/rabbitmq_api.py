@@ -47,7 +47,7 @@ options:
     default: true
   ca_path:
     description:
-      - File with the certificate authority of the server. Without it, that of the system.
+      - File with the CA certificate of the server. Without it, that of the system.
     type: path
     aliases: [ca_cert, cacert]
   client_cert:

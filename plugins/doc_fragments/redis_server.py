@@ -43,7 +43,7 @@ options:
     type: str
   ca_path:
     description:
-      - File with the certificate authority of the server. Without it, those of the system.
+      - File with the CA certificate of the server. Without it, those of the system.
     type: path
     aliases: [ca_certs]
   client_cert:

@@ -19,7 +19,7 @@ options:
 """
 
 EXAMPLES = r"""
-- name: Say how long the authority lasts
+- name: Show how long the CA lasts
   ansible.builtin.debug:
     msg: "{{ lookup('ansible.builtin.file', '/srv/tls/ca.pem') | celeryops.hybrid.certificate_days_left }} days"
 """

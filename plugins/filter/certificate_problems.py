@@ -10,8 +10,8 @@ short_description: Say why a server or a client cannot work with its certificate
 version_added: 0.2.0
 author: celeryops.hybrid contributors
 description:
-  - Looks at certificate, key and authority before any of them reaches a host. They must be there, go together, be valid
-    now, have the names that clients use, and the authority must have signed the certificate.
+  - Checks certificate, key and CA before any of them reaches a host. They must be there, go together, be valid
+    now, have the names that clients use, and the CA must have signed the certificate.
   - A sentence names setting, path and remedy, and never shows what a file holds.
 positional: prefix, paths, names
 options:
@@ -35,7 +35,7 @@ options:
 """
 
 EXAMPLES = r"""
-- name: Refuse an authority that cannot be used
+- name: Refuse a CA that cannot be used
   ansible.builtin.assert:
     that: problems == []
     fail_msg: "{{ problems | join('\n') }}"

@@ -49,7 +49,7 @@ _value:
   elements: str
 """
 
-from ansible_collections.celeryops.hybrid.plugins.module_utils._budget import connection_problems
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._budget import connection_problems
 
 
 class FilterModule:

@@ -36,7 +36,7 @@ _value:
   sample: PRICE="a \$100 \"bill\""
 """
 
-from ansible_collections.celeryops.hybrid.plugins.module_utils._rendering import environment_line
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._rendering import environment_line
 
 
 class FilterModule:

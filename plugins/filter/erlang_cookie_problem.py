@@ -20,7 +20,7 @@ options:
 """
 
 EXAMPLES = r"""
-- name: Tell whether the cookie has to be made anew
+- name: Check whether the cookie has to be replaced
   ansible.builtin.debug:
     msg: "{{ cookie | celeryops.hybrid.erlang_cookie_problem }}"
 """
@@ -32,7 +32,7 @@ _value:
   sample: 'is weak: it has fewer than 32 characters'
 """
 
-from ansible_collections.celeryops.hybrid.plugins.module_utils._secrets import erlang_cookie_problem
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._secrets import erlang_cookie_problem
 
 
 class FilterModule:

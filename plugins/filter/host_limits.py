@@ -32,7 +32,7 @@ _value:
 """
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.celeryops.hybrid.plugins.module_utils._limits import host_limits as _host_limits
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._limits import host_limits as _host_limits
 
 
 def host_limits(value):

@@ -29,8 +29,8 @@ options:
 EXAMPLES = r"""
 - name: Refuse a weak password
   ansible.builtin.assert:
-    that: redis_password | celeryops.hybrid.password_problem(redis_user) == ''
-    fail_msg: "redis_password {{ redis_password | celeryops.hybrid.password_problem(redis_user) }}."
+    that: redis_password | celeryops.hybrid.password_problem('celery') == ''
+    fail_msg: "redis_password {{ redis_password | celeryops.hybrid.password_problem('celery') }}."
 """
 
 RETURN = r"""
@@ -40,7 +40,7 @@ _value:
   sample: 'is weak: it has fewer than 16 characters'
 """
 
-from ansible_collections.celeryops.hybrid.plugins.module_utils._secrets import password_problem
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._secrets import password_problem
 
 
 class FilterModule:

@@ -32,7 +32,7 @@ _value:
   sample: "{'reports.*': {'queue': 'slow'}}"
 """
 
-from ansible_collections.celeryops.hybrid.plugins.module_utils._rendering import python_literal
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._rendering import python_literal
 
 
 class FilterModule:

@@ -33,7 +33,7 @@ _value:
 """
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq import render_config
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._rabbitmq import render_config
 
 
 def rabbitmq_conf(value):

@@ -40,7 +40,7 @@ _value:
 """
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq import partitions_problem
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._rabbitmq import partitions_problem
 
 
 def rabbitmq_partitions_problem(value, vhost, partitions):

@@ -44,7 +44,7 @@ _value:
   elements: dict
 """
 
-from ansible_collections.celeryops.hybrid.plugins.module_utils._release import release_history
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._release import release_history
 
 
 class FilterModule:

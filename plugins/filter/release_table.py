@@ -32,7 +32,7 @@ _value:
   elements: str
 """
 
-from ansible_collections.celeryops.hybrid.plugins.module_utils._release import release_table
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._release import release_table
 
 
 class FilterModule:

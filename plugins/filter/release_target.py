@@ -37,7 +37,7 @@ _value:
 """
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.celeryops.hybrid.plugins.module_utils._release import release_target
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._release import release_target
 
 
 def _release_target(histories, host):

@@ -64,7 +64,7 @@ _value:
   sample: redis://celery:a%40b@broker1:6379/0
 """
 
-from ansible_collections.celeryops.hybrid.plugins.module_utils._urls import server_url
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._urls import server_url
 
 
 class FilterModule:

@@ -35,7 +35,7 @@ _value:
   sample: [{'host': 'results1', 'port': 5672}]
 """
 
-from ansible_collections.celeryops.hybrid.plugins.module_utils._urls import url_endpoints
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._urls import url_endpoints
 
 
 class FilterModule:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: url_problem
-short_description: Say why a value is no URL of a broker or a result store
+short_description: Return why a value is not a URL of a broker or a result store
 version_added: 0.1.0
 author: celeryops.hybrid contributors
 description:
@@ -40,7 +40,7 @@ _value:
   sample: 'has no password; it looks like redis://user:password@host:6379/0'
 """
 
-from ansible_collections.celeryops.hybrid.plugins.module_utils._urls import url_problem
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._urls import url_problem
 
 
 class FilterModule:

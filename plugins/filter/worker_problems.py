@@ -31,10 +31,10 @@ _value:
   description: One sentence for every broken rule, with variable, rule and remedy.
   type: list
   elements: str
-  sample: ["worker_result_partitions is 99: it must be 1 to 64, and the same as rabbitmq_partitions."]
+  sample: ["task_default_priority in worker_settings is 12: it must be 0 (first) to 9 (last)."]
 """
 
-from ansible_collections.celeryops.hybrid.plugins.module_utils._worker import worker_problems
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._worker import worker_problems
 
 
 class FilterModule:

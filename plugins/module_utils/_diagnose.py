@@ -9,7 +9,6 @@ import glob
 import ipaddress
 import json
 import os
-import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.celeryops.hybrid.plugins.module_utils._masking import masked, secrets_of
 from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_api import ManagementApi
 from ansible_collections.celeryops.hybrid.plugins.module_utils._redis_client import RedisClient, tls_context
 from ansible_collections.celeryops.hybrid.plugins.module_utils._verify import (
@@ -24,11 +24,9 @@ from ansible_collections.celeryops.hybrid.plugins.module_utils._verify import (
     RunError,
     parse_environment,
     run,
-    secrets_of,
 )
 
 READER = "celery_hybrid.diagnose"
-_URL_PASSWORD = re.compile(r"(?P<before>[a-z][a-z0-9+.-]*://[^\s:/?#;@]*:)[^\s;]*@", re.IGNORECASE)
 # Seconds that one answer of a server, or one command, may take.
 _TIMEOUT = 3.0
 _ESTABLISHED = "01"
@@ -276,19 +274,6 @@ def _address(text: str) -> str:
     if len(data) == 4:
         return f"{'.'.join(map(str, data))}:{int(port, 16)}"
     return f"[{ipaddress.ip_address(data)}]:{int(port, 16)}"
-
-
-def masked(value: Any, secrets: Sequence[str]) -> Any:
-    """A copy without passwords: those known, and those that stand in URLs."""
-    if isinstance(value, Mapping):
-        return {masked(key, secrets): masked(item, secrets) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [masked(item, secrets) for item in value]
-    if not isinstance(value, str):
-        return value
-    for secret in secrets:
-        value = value.replace(secret, "********")
-    return _URL_PASSWORD.sub(r"\g<before>********@", value)
 
 
 def _command(*words: str) -> str:

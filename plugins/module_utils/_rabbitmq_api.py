@@ -14,6 +14,9 @@ from urllib.parse import quote
 
 from ansible.module_utils.urls import open_url
 
+OF_VHOSTS = frozenset({"bindings", "exchanges", "policies", "queues"})
+OF_SERVER = frozenset({"nodes", "overview"})
+
 
 class ApiError(Exception):
     """The management API did not do what was asked; the message says why and what to do."""
@@ -22,7 +25,7 @@ class ApiError(Exception):
 class Api(Protocol):
     """What the topology needs of the management API."""
 
-    def get(self, *path: str) -> Any: ...
+    def get(self, *path: str, query: str = "") -> Any: ...
 
     def send(self, method: str, *path: str, body: Any = None, query: str = "") -> Any: ...
 
@@ -35,7 +38,7 @@ class ManagementApi:
         username: a user with the tag ``administrator`` (``monitoring`` is enough to read).
         password: its password; it goes into a header, never into a URL.
         validate_certs: verify the server's certificate.
-        ca_path: file of the certificate authority, or None for the system's.
+        ca_path: file of the CA certificate, or None for the system's.
         client_cert: file of a certificate that the server asks for, or None.
         client_key: file of its key, unless the certificate's file has it.
         timeout: seconds for each request.
@@ -92,7 +95,7 @@ class ManagementApi:
             if isinstance(reason, ssl.SSLError):
                 raise ApiError(
                     f"The management API at {self._url} is not trusted: {reason}. Check that 'url' names the server as "
-                    "its certificate does, that 'ca_path' is the authority that signed it, and 'client_cert' if the "
+                    "its certificate does, that 'ca_path' is the CA that signed it, and 'client_cert' if the "
                     "server asks for one."
                 ) from exc
             raise ApiError(
@@ -112,6 +115,30 @@ class ManagementApi:
         except (ValueError, AttributeError):
             reason = exc.reason
         return f"RabbitMQ refuses {request} (HTTP {exc.code}): {reason}"
+
+
+def objects_of(api: Api, vhost: str, wanted: dict[str, list[str] | None]) -> dict[str, Any]:
+    """Return what the API lists, by kind.
+
+    Args:
+        api: of the server.
+        vhost: whose objects are listed, where a kind belongs to a virtual host.
+        wanted: the fields of each kind; none for all.
+
+    Raises:
+        ApiError: a request failed.
+        ValueError: there is no such kind.
+    """
+    unknown = sorted(set(wanted) - OF_VHOSTS - OF_SERVER)
+    if unknown:
+        raise ValueError(
+            f"objects: {', '.join(unknown)} cannot be read; take {', '.join(sorted(OF_VHOSTS | OF_SERVER))}."
+        )
+    found = {}
+    for kind, fields in wanted.items():
+        path = (kind, vhost) if kind in OF_VHOSTS else (kind,)
+        found[kind] = api.get(*path, query=f"?columns={','.join(fields)}" if fields else "")
+    return found
 
 
 def api_arguments() -> dict[str, dict[str, Any]]:

@@ -18,18 +18,16 @@ import re
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any
 
-from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq import PARTITIONS_PARAMETER
+from ansible_collections.celeryops.hybrid.plugins.module_utils._masking import MASK, masked, secrets_in
 from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_api import Api
 
 Object = dict[str, Any]
 Key = tuple[str, ...]
 Topology = dict[str, dict[Key, Object]]
 
+# The global parameter that holds the number of archive streams of a vhost, whose name follows.
+PARTITIONS_PARAMETER = "celery.results.partitions."
 HASHES = {"rabbit_password_hashing_sha256": hashlib.sha256, "rabbit_password_hashing_sha512": hashlib.sha512}
-MASK = "VALUE_NOT_SHOWN"
-# Passwords in URLs, as the parameters of shovels and federation have them, and values that are named as secrets.
-URL_PASSWORD = re.compile(r"(?<=://)([^:/@\s]*):([^@\s]*)(?=@)")
-SECRET_NAME = re.compile(r"password|passwd|secret|token|hash$", re.IGNORECASE)
 CANNOT_CHANGE = (
     "RabbitMQ cannot change this in place. Declare it as it is, or set 'recreate', or move away what it holds, "
     "delete it by hand, and run again."
@@ -148,7 +146,7 @@ class Difference:
         before: the object as it is, None where it is not.
         after: the object as declared, None where it shall not be.
         obstacle: why it is not written, as a sentence with the remedy.
-        recreate: delete it and make it anew, because RabbitMQ cannot change it in place.
+        recreate: delete it and create it again, because RabbitMQ cannot change it in place.
     """
 
     kind: Kind
@@ -191,7 +189,7 @@ class Difference:
         """Return a side as people may see it."""
         if side is None:
             return None
-        shown: Object = masked({name: value for name, value in side.items() if name != "password"})
+        shown: Object = masked({name: value for name, value in side.items() if name != "password"}, fields=True)
         if side.get("password") is not None:
             kept = self.before is None or side["password"] == self.before["password"]
             shown["password"] = MASK if kept else f"{MASK} (another one)"
@@ -214,7 +212,7 @@ class Difference:
             return f"{self.label} is missing."
         if self.after is None:
             return f"{self.label} is there and shall not be."
-        return f"{self.label}: {self.changes()}.{' It is empty and is made anew.' if self.recreate else ''}"
+        return f"{self.label}: {self.changes()}.{' It is empty and is recreated.' if self.recreate else ''}"
 
     def result(self) -> Object:
         """Return the difference as modules do."""
@@ -229,33 +227,10 @@ class Difference:
         }
 
 
-def masked(value: Any, name: str = "") -> Any:
-    """Return a value without the secrets in it."""
-    if isinstance(value, dict):
-        return {key: masked(item, str(key)) for key, item in value.items()}
-    if isinstance(value, list):
-        return [masked(item, name) for item in value]
-    if isinstance(value, str):
-        return MASK if value and SECRET_NAME.search(name) else URL_PASSWORD.sub(rf"\1:{MASK}", value)
-    return value
-
-
-def secrets_of(value: Any, name: str = "") -> Iterator[str]:
-    """Yield the texts that :func:`masked` hides in a value."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from secrets_of(item, str(key))
-    elif isinstance(value, list):
-        for item in value:
-            yield from secrets_of(item, name)
-    elif isinstance(value, str):
-        yield from [value] if SECRET_NAME.search(name) else (found[2] for found in URL_PASSWORD.finditer(value))
-
-
 def secret_values(parameters: dict[str, Any]) -> list[str]:
     """Return the secrets in the runtime parameters that a module was given."""
     items = [*(parameters.get("parameters") or ()), *(parameters.get("global_parameters") or ())]
-    return [secret for item in items for secret in secrets_of(item.get("value"))]
+    return [secret for item in items for secret in secrets_in(item.get("value"))]
 
 
 # --- both sides in one form ----------------------------------------------------------------------
@@ -399,7 +374,8 @@ def declaration(found: Topology, vhosts: Iterable[str] | None, defaults: bool) -
             if vhosts is not None and vhost is not None and vhost not in vhosts:
                 continue
             usual = VHOST if kind.name == "vhosts" else kind.fields
-            for name, value in masked({name: value for name, value in item.items() if name != "password"}).items():
+            shown = masked({name: value for name, value in item.items() if name != "password"}, fields=True)
+            for name, value in shown.items():
                 if defaults or value != usual[name]:
                     fields[name.replace("-", "_")] = value
             result.setdefault(kind.name, []).append(fields)
@@ -417,7 +393,7 @@ def as_stored(value: Any) -> Any:
 
 
 def password_matches(password: str, stored: tuple[str, str]) -> bool:
-    """Tell whether a password is the one whose salted hash the server keeps.
+    """Return whether a password is the one whose salted hash the server keeps.
 
     The hash is base64 of a salt of four bytes and the digest of salt and password:
     https://www.rabbitmq.com/docs/passwords#computing-password-hash
@@ -464,7 +440,7 @@ class Prune:
             try:
                 re.compile(pattern)
             except re.error as exc:
-                raise TopologyError(f"protected: {pattern!r} is no regular expression: {exc}.") from exc
+                raise TopologyError(f"protected: {pattern!r} is not a regular expression: {exc}.") from exc
         if not self.vhosts and (
             homeless := [kind for kind in self.kinds if "vhost" in KIND.get(kind, KIND["bindings"]).key]
         ):

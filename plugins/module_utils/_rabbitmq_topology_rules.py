@@ -15,9 +15,9 @@ import difflib
 import re
 from collections.abc import Iterator
 
+from ansible_collections.celeryops.hybrid.plugins.module_utils._masking import MASK
 from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_topology import (
     KIND,
-    MASK,
     Difference,
     Key,
     Object,
@@ -97,7 +97,7 @@ def expressions(plan: Plan) -> Iterator[str]:
     for kind, key, item in plan.declared("permissions", "topic_permissions", "policies", "operator_policies"):
         for field in ("configure", "write", "read", "pattern"):
             if problem := expression_problem(item.get(field, "")):
-                yield f"{kind}: '{field}' of {'/'.join(key)} is no regular expression: {item[field]!r}: {problem}."
+                yield f"{kind}: '{field}' of {'/'.join(key)} is not a regular expression: {item[field]!r}: {problem}."
 
 
 def expression_problem(pattern: str) -> str:
@@ -198,9 +198,9 @@ def limits(plan: Plan) -> Iterator[str]:
     for kind, key, item in plan.declared("vhost_limits", "user_limits"):
         owner, name = key
         if name not in LIMITS[kind]:
-            yield f"{kind}: {name!r} of {owner} is no limit. There are {' and '.join(LIMITS[kind])}."
+            yield f"{kind}: {name!r} of {owner} is not a limit. There are {' and '.join(LIMITS[kind])}."
         elif item["value"] is None:
-            yield f"{kind}: {name} of {owner} needs 'value'; -1 is no limit."
+            yield f"{kind}: {name} of {owner} needs 'value'; -1 means unlimited."
     for _, (user, name), item in plan.declared("user_limits"):
         connections = (plan.after["user_limits"].get((user, "max-connections")) or {}).get("value")
         if name == "max-channels" and item["value"] is not None and 0 <= item["value"] < (connections or 0):
@@ -264,4 +264,4 @@ def remarks(plan: Plan, version: str) -> Iterator[str]:
             yield f"vhosts: RabbitMQ {version} keeps the default_queue_type of {vhost} and does not heed it."
     for vhost, name in plan.after["vhost_limits"]:
         if (plan.after["vhost_limits"][vhost, name]["value"], name) == (0, "max-connections"):
-            yield f"vhost_limits: {vhost} lets nobody in: its limit max-connections is 0."
+            yield f"vhost_limits: {vhost} lets no client in: its limit max-connections is 0."

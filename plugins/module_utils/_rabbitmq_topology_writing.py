@@ -104,7 +104,7 @@ def counted(queue: Object) -> int:
 def messages_in(api: Api, key: Key, queue_type: str) -> int:
     """Return the messages in a queue; for a quorum queue those of this moment, and for a stream those of ``STALE``.
 
-    A stream cannot be asked, so whoever asks has closed the vhost and waited.
+    A stream cannot be asked, so the caller has closed the vhost and waited.
     """
     count = counted(api.get("queues", *key))
     if count or queue_type == "stream":
@@ -154,7 +154,7 @@ def closed(api: Api, vhost: str, found: Topology) -> Iterator[None]:
                 api.send("PUT", *path, body=before)
         except ApiError as exc:
             raise TopologyError(
-                f"vhost {vhost} still lets nobody in, because of its limit max-connections of 0: {exc}. "
+                f"vhost {vhost} still lets no client in, because of its limit max-connections of 0: {exc}. "
                 f"Open it with rabbitmqctl clear_vhost_limits -p {vhost}, and run again."
             ) from exc
 
@@ -187,7 +187,7 @@ def inspect(api: Api, changes: list[Difference], recreate: str) -> None:
 
 
 def why_not(change: Difference, count: int, recreate: str, api: Api) -> str:
-    """Return why a queue that holds messages is not deleted or made anew."""
+    """Return why a queue that holds messages is not deleted or recreated."""
     before, after = change.before or {}, change.after
     if not count:
         return ""
@@ -195,7 +195,7 @@ def why_not(change: Difference, count: int, recreate: str, api: Api) -> str:
         return NOT_EMPTY.format(count=count)
     if recreate == "empty":
         return (
-            f"It holds {count} messages and is made anew only when it is empty. Consume them or, to keep them, set "
+            f"It holds {count} messages and is recreated only when it is empty. Consume them or, to keep them, set "
             "'recreate' to messages-kept, and run again."
         )
     if "stream" in (before["type"], after["type"]):
@@ -210,7 +210,7 @@ def why_not(change: Difference, count: int, recreate: str, api: Api) -> str:
     return ""
 
 
-# --- making anew ---------------------------------------------------------------------------------
+# --- recreation -----------------------------------------------------------------------------------
 
 
 def recreate(api: Api, change: Difference, found: Topology, doomed: set[Key]) -> None:

@@ -61,7 +61,7 @@ def size_in_bytes(value: t.Any) -> int:
     """Return the number of bytes that Redis understands by *value* (``512mb``, ``1gb``, ``1048576``)."""
     match = _SIZE.match(str(value).strip())
     if match is None:
-        raise ValueError(f"{value!r} is no size: write a number of bytes, or a number with kb, mb or gb")
+        raise ValueError(f"{value!r} is not a valid size: write a number of bytes, or a number with kb, mb or gb")
     return int(match.group(1)) * _UNITS[(match.group(2) or "").lower()]
 
 
@@ -88,7 +88,7 @@ def render_config(settings: t.Iterable[Setting]) -> str:
 
 
 def password_hash(password: str) -> str:
-    """Return a password as an ACL file holds it: never in clear."""
+    """Return a password as an ACL file holds it: never in plaintext."""
     return "#" + hashlib.sha256(password.encode()).hexdigest()
 
 
@@ -97,14 +97,14 @@ def _rules(user: User) -> list[str]:
     words = rules.split() if isinstance(rules, str) else [str(rule) for rule in rules]
     for word in words:
         if not _RULE.fullmatch(word):
-            raise ValueError(f"{word!r} is no rule of Redis' ACL language for keys, channels or commands")
+            raise ValueError(f"{word!r} is not a rule of Redis' ACL language for keys, channels or commands")
     return words
 
 
 def _words(user: User, *first: str) -> list[str]:
     """Return the words that make a user: its name, *first*, state, password and rules."""
     if not re.fullmatch(r"[!-~]+", user["name"]):
-        raise ValueError(f"{user['name']!r} is no name for a Redis user: no blanks")
+        raise ValueError(f"{user['name']!r} is not a valid name for a Redis user: use no blanks")
     words = [user["name"], *first, "on" if user.get("enabled", True) else "off"]
     if user.get("password"):
         words.append(password_hash(user["password"]))
@@ -243,7 +243,7 @@ def celery_rules(
         channels = [f"&/{number}.celeryev/*"]
         tables = " ".join(f"~{table}.{_literal(queue)}" for queue in queues for table in _TABLES)
         selectors = [f"(-@all +sadd +smembers {tables})"]
-        # Chords are begun by whoever sends them, and counted by workers.
+        # Chords are begun by the sender, and counted by workers.
         selectors += ["(-@all +del +hset +expire %W~celery.chord.*)"]
     else:
         raise ValueError(f"{role!r} is neither 'worker' nor 'producer'")
@@ -430,7 +430,7 @@ class Runtime:
         self._refuse_too_little_memory(running["maxmemory"])
 
     def differences(self) -> list[Difference]:
-        """Return what differs. A line that is no setting is not compared, see :meth:`unseen`."""
+        """Return what differs. A line that is not a setting is not compared, see :meth:`unseen`."""
         return [*self._setting_differences(), *self._user_differences()]
 
     def unseen(self) -> list[str]:
@@ -499,7 +499,7 @@ class Runtime:
                 ) from exc
 
     def append_only_file_is_complete(self) -> bool:
-        """Tell whether no rewrite runs: until the first one ends, a crash loses what was there before."""
+        """Return whether no rewrite runs: until the first one ends, a crash loses what was there before."""
         information = self._client.call("INFO", "persistence")
         return "aof_rewrite_in_progress:0" in information and "aof_rewrite_scheduled:0" in information
 
@@ -519,12 +519,12 @@ class Runtime:
         if declared not in (None, "noeviction"):
             raise ValueError(
                 f"maxmemory-policy {declared!r} {why}: declare 'noeviction', which makes publishers fail instead. "
-                "For a server that is no broker, set 'allow_eviction'"
+                "For a server that is not a broker, set 'allow_eviction'"
             )
         if declared is None and running != "noeviction":
             raise ValueError(
                 f"the server runs with maxmemory-policy {running!r}, which {why}: declare the setting "
-                "maxmemory-policy as 'noeviction'. For a server that is no broker, set 'allow_eviction'"
+                "maxmemory-policy as 'noeviction'. For a server that is not a broker, set 'allow_eviction'"
             )
 
     def _refuse_too_little_memory(self, running: str) -> None:

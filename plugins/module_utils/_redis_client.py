@@ -40,10 +40,10 @@ def tls_context(
         ValueError: a file cannot be read or does not hold what it should.
     """
     try:
-        # With 'ca_path' only that authority: any of the system's could vouch for another server.
+        # With 'ca_path' only that CA: any of the system's could vouch for another server.
         context = ssl.create_default_context(cafile=ca_path)
     except OSError as exc:
-        raise ValueError(f"'ca_path' {ca_path} is no file with certificates: {exc}") from exc
+        raise ValueError(f"'ca_path' {ca_path} is not a file with certificates: {exc}") from exc
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if client_cert:
         try:
@@ -78,11 +78,11 @@ class RedisClient:
         username: ACL user.
         password: its password.
         timeout: seconds for the connection and for each answer.
-        tls: what :func:`tls_context` returns, or None for a connection in clear.
+        tls: what :func:`tls_context` returns, or None for a plaintext connection.
         server_hostname: name that the certificate must be for, when it is not *host*.
 
     Raises:
-        UnreachableError: nobody answers.
+        UnreachableError: there is no answer.
         CertificateError: the one that answers cannot prove who it is.
         RefusedError: the login is wrong.
     """

@@ -52,7 +52,7 @@ def fresh_settings(file: str, user: str, program: str = "redis-server") -> dict[
 
     Args:
         file: configuration file.
-        user: who runs it: whoever may write the file could otherwise run a module as root.
+        user: who runs it: a user who may write the file could otherwise run a module as root.
         program: the server.
 
     Raises:

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+
+from ansible_collections.celeryops.hybrid.plugins.module_utils._masking import masked, secrets_of
 
 VERIFIER = "celery_hybrid.verify"
 _KINDS: dict[str, Any] = {
@@ -30,9 +31,6 @@ _KINDS: dict[str, Any] = {
 }
 # Longer answers are no answers.
 _MOST_OUTPUT = 8_000_000
-_URL_PASSWORD = re.compile(r"[a-z][a-z0-9+.-]*://[^\s:/?#;@]*:([^\s;]*)@", re.IGNORECASE)
-_SECRET_NAME = re.compile(r"PASS|SECRET|TOKEN|KEY", re.IGNORECASE)
-_SHORTEST_SECRET = 6
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 # In double quotes a backslash escapes only these, as in a shell.
 _ESCAPED_IN_QUOTES = '"\\`$'
@@ -165,7 +163,7 @@ def verify(
             )
     except RunError as exc:
         took = (time.monotonic() - started) * 1000
-        outcome.add("environment.python", False, expected, _masked(exc.actual, secrets), exc.remedy, took)
+        outcome.add("environment.python", False, expected, masked(exc.actual, secrets), exc.remedy, took)
         outcome.checks += exc.checks
         return outcome
     outcome.add("environment.python", True, expected, params["python"], "", (time.monotonic() - started) * 1000)
@@ -391,20 +389,6 @@ def _quoted(text: str, position: int, quote: str, line: int) -> tuple[str, int]:
     raise EnvironmentFileError(f"line {line} opens a quote that is never closed")
 
 
-def secrets_of(environment: Mapping[str, str]) -> list[str]:
-    """Everything in an environment that must never be printed, longest first."""
-    found: set[str] = set()
-    for name, value in environment.items():
-        passwords = _URL_PASSWORD.findall(value)
-        # Several URLs in one value, and passwords that hold "@", give a match that is too long: both are secret.
-        passwords += [part.split("@")[0] for part in passwords]
-        for password in passwords:
-            found.update((password, unquote(password), quote(unquote(password), safe="")))
-        if _SECRET_NAME.search(name):
-            found.add(value)
-    return sorted((secret for secret in found if len(secret) >= _SHORTEST_SECRET), key=len, reverse=True)
-
-
 def _read_environment(outcome: Outcome, path: Path) -> dict[str, str] | None:
     started = time.monotonic()
     expected = "an environment file that only root can read"
@@ -429,9 +413,3 @@ def _read_environment(outcome: Outcome, path: Path) -> dict[str, str] | None:
     private = not mode.st_mode & 0o077 and mode.st_uid in (0, os.geteuid())
     outcome.add("environment.file", private, expected, f"{path}, uid {mode.st_uid}, mode {permissions}", remedy, took)
     return environment
-
-
-def _masked(text: str, secrets: Sequence[str]) -> str:
-    for secret in secrets:
-        text = text.replace(secret, "********")
-    return text

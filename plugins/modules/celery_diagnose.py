@@ -57,7 +57,7 @@ options:
         elements: path
         default: [/etc/celery]
       nodes:
-        description: Node names that are asked for everything, beside those that nobody declares.
+        description: Node names that are asked for everything, beside those that are not declared.
         type: list
         elements: str
         default: []
@@ -102,7 +102,7 @@ options:
         description: Name or address that the certificate must be for. Without it, O(redis.host).
         type: str
       ca_path:
-        description: File with the certificate authority.
+        description: File with the CA certificate.
         type: path
       client_cert:
         description: File with the certificate to show.

@@ -143,7 +143,7 @@ options:
         type: str
   letters:
     description:
-      - A user of RabbitMQ who may read the dead letters, as C(rabbitmq_letters_user) of the RabbitMQ role may.
+      - A user of RabbitMQ who may read the dead letters, as the user C(letters) of the RabbitMQ role may.
       - With it a pickled task is sent to each queue, must be refused, and its dead letter is removed again.
       - Without it that check is left out, and RV(skipped_reasons) says what would let it.
     type: dict
@@ -251,7 +251,7 @@ skipped_checks:
   elements: str
   sample: []
 skipped_reasons:
-  description: Why a check was left out that nobody asked to leave out, by its name.
+  description: Why a check was left out without a request to leave it out, by its name.
   returned: always
   type: dict
   sample: {}

@@ -53,7 +53,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Undo what somebody has changed in an incident
+- name: Undo what was changed by hand in an incident
   celeryops.hybrid.rabbitmq_runtime:
     memory_limit: 4GiB
     disk_free_limit: 2GiB

@@ -17,7 +17,7 @@ description:
   - What is wrong in the declaration is told before anything is written - names declared twice, bindings to missing
     exchanges, policies that match nothing, users without rights, invalid regular expressions, contradicting limits.
   - What RabbitMQ cannot change in place (the type, durability or arguments of an existing queue or exchange) fails
-    before anything is written, and the message says what differs; O(recreate) makes it anew without losing a message.
+    before anything is written, and the message says what differs; O(recreate) recreates it without losing a message.
   - No message is deleted - queues, and virtual hosts with queues, go only when they are empty.
 author:
   - celeryops.hybrid contributors
@@ -282,7 +282,7 @@ options:
         choices: [classic, quorum, stream]
         default: classic
       auto_expires:
-        description: Milliseconds after which the queue is deleted when nobody uses it, as the argument C(x-expires).
+        description: Milliseconds after which the unused queue is deleted, as the argument C(x-expires).
         type: int
       message_ttl:
         description: Milliseconds that a message stays, as C(x-message-ttl).
@@ -368,16 +368,16 @@ options:
       - celery\.reply\..*
   recreate:
     description:
-      - What happens to a queue or exchange that RabbitMQ cannot change in place. While it is made anew, no client may
+      - What happens to a queue or exchange that RabbitMQ cannot change in place. While it is recreated, no client may
         be connected to its virtual host, which is closed for that moment (by its limit V(max-connections)) and opened
         again. It is bound as it was.
       - V(none) fails and says what differs.
-      - V(empty) makes exchanges anew, and queues that are empty.
+      - V(empty) recreates exchanges, and queues that are empty.
       - V(messages-kept) does so with queues that hold messages, which are moved into a queue beside it
         (C(NAME.celeryops-kept)) and back by a shovel, acknowledged when the target has confirmed them; the plugin
         C(rabbitmq_shovel) has to be enabled. Their routing key becomes the name of the queue. After a failure
         in between the next run with V(messages-kept) moves back what waits there.
-      - A stream that holds messages is never made anew.
+      - A stream that holds messages is never recreated.
     type: str
     choices: [none, empty, messages-kept]
     default: none
@@ -414,7 +414,7 @@ EXAMPLES = r"""
         definition: {expires: 600000}
         examples: [orders.reply.1]
 
-- name: Talk to a server elsewhere, whose certificate an authority of our own has signed
+- name: Talk to a server elsewhere, whose certificate our own CA has signed
   celeryops.hybrid.rabbitmq_topology:
     url: https://rabbitmq.example.com:15671
     ca_path: /etc/ssl/our-ca.pem
@@ -432,7 +432,7 @@ EXAMPLES = r"""
       - {vhost: celery, name: orders, type: quorum}
     recreate: messages-kept
 
-- name: Delete policies that nobody declared
+- name: Delete policies that are not declared
   celeryops.hybrid.rabbitmq_topology:
     username: admin
     password: "{{ rabbitmq_admin_password }}"

@@ -85,7 +85,7 @@ options:
     default: false
   on_failure:
     description:
-      - What happens when the server cannot be reached, or refuses the login. V(report) is no failure; RV(status) and
+      - What happens when the server cannot be reached, or refuses the login. V(report) is not a failure; RV(status) and
         RV(message) tell it, and RV(restart_required) is true. It is for a role that has written the files of the server
         before and restarts it anyway.
     type: str

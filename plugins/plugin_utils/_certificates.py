@@ -71,14 +71,14 @@ def certificate_problems(
         problems += _time_problems(read["ca"][:1] if len(read["ca"]) == 1 else [], named["ca"])
     if "ca" in read and "certificate" in read and not signed_by(read["certificate"], read["ca"]):
         problems.append(
-            f"{named['certificate']} was not signed by an authority of {named['ca']}, so every client would refuse it. "
-            f"Name the authority that signed it, and put certificates in between behind the server's own."
+            f"{named['certificate']} was not signed by a CA of {named['ca']}, so every client would refuse it. "
+            f"Name the CA that signed it, and put certificates in between behind the server's own."
         )
     return problems
 
 
 def signed_by(chain: t.Sequence[x509.Certificate], authorities: t.Sequence[x509.Certificate]) -> bool:
-    """Tell whether a certificate leads to one of the authorities, by way of those that follow it."""
+    """Return whether a certificate leads to one of the CAs, by way of those that follow it."""
     current, others = chain[0], list(chain[1:])
     while True:
         if any(current == authority or _issued(current, authority) for authority in authorities):
@@ -105,7 +105,7 @@ def _missing(kind: str, setting: str, path: str) -> str:
 
 
 def _one(kind: str) -> str:
-    return {"ca": "an authority", "key": "the key", "certificate": "the certificate"}[kind]
+    return {"ca": "a CA", "key": "the key", "certificate": "the certificate"}[kind]
 
 
 def _key_problems(text: str, setting: str, certificate: x509.Certificate) -> list[str]:

@@ -174,7 +174,7 @@ def redis_eviction(p: Picture) -> t.Iterator[Finding]:
                 "redis.evicts",
                 f"Redis on {host} may delete queued tasks",
                 (f"maxmemory-policy {policy}", f"{evicted} keys were evicted since it started"),
-                "Somebody changed maxmemory-policy.",
+                "maxmemory-policy was changed by hand.",
                 f"'ansible-playbook -i INVENTORY celeryops.hybrid.site --limit {host}' sets noeviction, without a "
                 "restart.",
             )
@@ -246,7 +246,7 @@ def stale_connections(p: Picture) -> t.Iterator[Finding]:
             "A host, a firewall or a NAT in between dropped them without a word. A task that Redis hands to such a "
             "BRPOP is "
             "lost for its visibility timeout.",
-            "Redis closes them after two times redis_tcp_keepalive by itself; at once: 'redis-cli CLIENT KILL ID …'.",
+            "Redis closes them after two times tcp-keepalive by itself; at once: 'redis-cli CLIENT KILL ID …'.",
         )
 
 
@@ -393,7 +393,7 @@ def workers_restart(p: Picture) -> t.Iterator[Finding]:
 
 @symptom
 def pools(p: Picture) -> t.Iterator[Finding]:
-    cause = "Tasks or threads take connections and keep them. Whoever needs one more waits for ever."
+    cause = "Tasks or threads take connections and keep them. Further requests block indefinitely."
     for node, answer in sorted(p.answers.items()):
         full = {
             name: pool
@@ -407,7 +407,7 @@ def pools(p: Picture) -> t.Iterator[Finding]:
                 tuple(f"{name}: {pool['used']} of {pool['limit']}" for name, pool in full.items()),
                 cause,
                 "Restart the worker; let tasks use 'with app.connection_or_acquire()'; raise "
-                f"worker_broker_pool_limit. {_WAIT}",
+                f"broker_pool_limit in worker_settings. {_WAIT}",
             )
     for host, reading in p.readings.items():
         limit = reading.get("settings", {}).get("config", {}).get("broker_pool_limit")
@@ -574,7 +574,7 @@ def stuck(p: Picture) -> t.Iterator[Finding]:
                     for m in sorted(lost, key=lambda m: -m["age"])[:5]
                 ),
                 f"the visibility timeout is {timeout:g} s"
-                + (f"; nobody on {', '.join(_silent(p))} could be asked" if _silent(p) else ""),
+                + (f"; no worker on {', '.join(_silent(p))} could be asked" if _silent(p) else ""),
             ),
             "Their worker died, hangs, or lost its connection."
             if oldest["age"] <= timeout
@@ -602,15 +602,15 @@ def no_consumer(p: Picture) -> t.Iterator[Finding]:
             silent = _silent(p)
             yield Finding(
                 "queue.no_consumer",
-                f"Nobody consumes the queue {queue}",
+                f"No worker consumes queue '{queue}'",
                 (
                     f"{length} messages wait",
                     f"consumed are: {', '.join(sorted(p.consumed)) or 'none'}",
                     *((f"no answer of {', '.join(silent)}",) if silent else ()),
                 ),
-                "Its worker is down or hangs, was told to cancel it, or the queue's name is misspelt by whoever sends."
+                "Its worker is down or hangs, was told to cancel it, or the sender misspelt the queue's name."
                 if silent
-                else "A worker was told to cancel it, no instance declares it, or whoever sends misspelt its name.",
+                else "A worker was told to cancel it, no instance declares it, or the sender misspelt its name.",
                 f"'celery control add_consumer {queue}' until the next restart; for good: add it to an instance of "
                 "worker_instances and run the site playbook.",
             )
@@ -670,7 +670,7 @@ def results_never_expire(p: Picture) -> t.Iterator[Finding]:
         if endless:
             yield Finding(
                 "results.never_expire",
-                f"Results on {host} are kept for ever",
+                f"Results on {host} are kept indefinitely",
                 (
                     f"{len(endless)} of {len(streams)} streams have no max-age",
                     f"{sum(q.get('messages') or 0 for q in streams)} results are kept now",
@@ -689,7 +689,7 @@ def results_unread(p: Picture) -> t.Iterator[Finding]:
                     "results.unread",
                     f"Results pile up in a reply queue on {host}",
                     (f"{queue['name']}: {queue['messages_ready']} wait, {queue.get('consumers', 0)} consumers",),
-                    "A client sends tasks and hangs, or died; its queue is bounded, and expires when nobody uses it.",
+                    "A client sends tasks and hangs, or died; its queue is bounded, and expires when it is not used.",
                     "The queue's name tells host and process of the client: look at it there.",
                 )
 
@@ -767,7 +767,7 @@ def chords(p: Picture) -> t.Iterator[Finding]:
                 f"{row['seconds'] // 3600} h ago"
                 for group, row in sorted(slow.items())
             ),
-            "Tasks of their headers wait in a queue that nobody consumes, were purged, or take that long.",
+            "Tasks of their headers wait in a queue that no worker consumes, were purged, or take that long.",
             "Look for their tasks by the group's id. Without news for result_expires a chord fails by itself.",
         )
 
@@ -779,7 +779,7 @@ def dead_letters(p: Picture) -> t.Iterator[Finding]:
             if queue["name"] == "celery.dead_letters" and queue.get("messages"):
                 yield Finding(
                     "dead_letters.waiting",
-                    f"{queue['messages']} dead letters wait for somebody",
+                    f"{queue['messages']} dead letters are waiting",
                     (f"celery.dead_letters on {host}: {queue['messages']}",),
                     "Tasks failed for good, or messages could not be read.",
                     "Look at them, and replay or discard them, before they expire.",

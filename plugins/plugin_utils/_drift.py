@@ -19,7 +19,7 @@ import textwrap
 import typing as t
 from pathlib import Path
 
-from ansible_collections.celeryops.hybrid.plugins.module_utils._files import HIDDEN
+from ansible_collections.celeryops.hybrid.plugins.module_utils._managed_files import HIDDEN
 
 # Exit codes; those of a failed and of an unreachable host are Ansible's own.
 CLEAN, BLIND, DRIFT, UNREACHABLE = 0, 2, 3, 4
@@ -155,7 +155,7 @@ def _file(_name: str, arguments: Result, result: Result) -> list[Finding]:
 
 
 def _files(name: str, _arguments: Result, result: Result) -> list[Finding]:
-    """Return what the module files found, one difference after the other."""
+    """Return what managed_files found, one difference after the other."""
     found = []
     for diff in result.get("diff") or []:
         path = diff.get("after_header") or diff["after"]["path"]
@@ -241,7 +241,7 @@ READERS: dict[str, t.Callable[[str, Result, Result], list[Finding]]] = {
     "debug": _sentence,
     "dpkg_selections": _selection,
     "file": _file,
-    "files": _files,
+    "managed_files": _files,
     "group": _account,
     "systemd_service": _service,
     "template": _file,

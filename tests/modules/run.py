@@ -54,7 +54,14 @@ def main() -> int:
     # The hosts do not depend on each other here, so both at once; a role's output matters when it fails.
     site: tuple[str | Path, ...] = (BIN / "ansible-playbook", "-i", inventory, "celeryops.hybrid.site")
     # Tests wait for statistics of RabbitMQ.
-    quick = ("-e", "redis_serial=2", "-e", "rabbitmq_serial=2", "-e", "rabbitmq_statistics_interval=1000")
+    quick = (
+        "-e",
+        "redis_serial=2",
+        "-e",
+        "rabbitmq_serial=2",
+        "-e",
+        '{"rabbitmq_config": {"collect_statistics_interval": 1000}}',
+    )
     try:
         if run(*hosts, "up", "-i", inventory) or run(*site, *quick, ANSIBLE_DISPLAY_OK_HOSTS="false"):
             return 1

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from celery_hybrid import names
-from celery_hybrid.rabbitmq import objects
+from celery_hybrid.rabbitmq import objects, topology
 from celery_hybrid.rabbitmq.options import Options
-from celery_hybrid.rabbitmq import topology
 
 
 class Channel:

@@ -45,7 +45,7 @@ REDIS = (
         "",
         "differs",
         "usermod --append --groups adm redis",
-        ("redis: Keep the account of Redis out of other groups",),
+        ("server: Keep the account out of other groups",),
         layer="object",
     ),
     Row(
@@ -134,7 +134,7 @@ REDIS = (
         "not masked",
         "masked",
         "systemctl mask --quiet redis-server",
-        ("redis: Enable and start the service",),
+        ("server: Enable and start the service",),
         layer="runtime",
     ),
     Row(
@@ -143,7 +143,7 @@ REDIS = (
         "install",
         "hold",
         "apt-mark --quiet hold redis-server",
-        ("redis: Let Redis be upgraded, or hold it back",),
+        ("server: Allow upgrades of the package, or hold it back",),
         layer="package",
     ),
     Row(
@@ -192,7 +192,7 @@ RABBITMQ = (
         "",
         "differs",
         "usermod --append --groups adm rabbitmq",
-        ("rabbitmq: Keep the account of RabbitMQ out of other groups",),
+        ("server: Keep the account out of other groups",),
         layer="object",
     ),
     Row(
@@ -395,7 +395,7 @@ RABBITMQ = (
         "install",
         "hold",
         "apt-mark --quiet hold rabbitmq-server",
-        ("rabbitmq: Let RabbitMQ be upgraded, or hold it back",),
+        ("server: Allow upgrades of the package, or hold it back",),
         layer="package",
     ),
     Row(
@@ -404,7 +404,7 @@ RABBITMQ = (
         "enabled",
         "disabled",
         "systemctl disable --quiet rabbitmq-server",
-        ("rabbitmq: Enable and start the service",),
+        ("server: Enable and start the service",),
         layer="runtime",
     ),
     Row(
@@ -837,7 +837,7 @@ MONITORING = (
         "started",
         "inactive",
         f"systemctl stop {_DAYS}.timer",
-        ("monitoring: Look at the certificates every hour",),
+        ("monitoring: Check the certificates every hour",),
         layer="runtime",
     ),
 )
@@ -850,7 +850,7 @@ HIDING = (
         "installed",
         "not installed",
         "dpkg --remove --force-depends redis-server",
-        ("redis: Install Redis",),
+        ("server: Install the package",),
         layer="package",
         round=2,
     ),
@@ -864,7 +864,7 @@ HIDING = (
         ("rabbitmq: /etc/rabbitmq/enabled_plugins",),
         round=3,
         # And its owner, now root.
-        more=("/etc/rabbitmq/enabled_plugins", "Say what cannot be compared"),
+        more=("/etc/rabbitmq/enabled_plugins", "Report what cannot be compared"),
     ),
     Row(
         "redis",
@@ -878,11 +878,11 @@ HIDING = (
     ),
     Row(
         "rabbitmq",
-        "Say what cannot be compared in check mode",
+        "Report what cannot be compared in check mode",
         "",
         "does not let admin in",
         """api PUT users/admin '{"password": "another-one", "tags": "administrator"}'""",
-        ("rabbitmq: Import the administrator", "rabbitmq: Say what cannot be compared in check mode"),
+        ("rabbitmq: Import the administrator", "rabbitmq: Report what cannot be compared in check mode"),
         layer="runtime",
         round=4,
     ),
@@ -903,14 +903,12 @@ ROWS = REDIS + RABBITMQ + TLS + WORKER + MONITORING + HIDING
 
 # Managing tasks that no row can break, and why.
 EXEMPT = {
-    "redis: Install Redis with fresh package lists": "the second try of the task before it",
-    "rabbitmq: Install RabbitMQ": "its like is tried with Redis, and takes half a minute less",
-    "rabbitmq: Install RabbitMQ with fresh package lists": "the second try of the task before it",
+    "server: Install the package with fresh package lists": "the second try of the task before it",
     "worker: Install Debian's packages with fresh package lists": "the second try of the task before it",
     "redis: Keep the kernel settings": "the kernel of a container belongs to its host",
     "redis: Apply kernel settings that have drifted": "the kernel of a container belongs to its host",
     "redis: Restart for what cannot be changed live": "announces a handler; the finding is that of the task before it",
-    "rabbitmq: Let RabbitMQ take up the certificate of its file": "test_certificates.py of the stack breaks it",
+    "rabbitmq: Make RabbitMQ read its certificate again": "test_certificates.py of the stack breaks it",
     "rabbitmq: Remove key and certificate that are not used": "of hosts without TLS",
     "monitoring: Install Debian's packages": "its like is tried with Redis",
     "monitoring: Install Debian's packages with fresh package lists": "the second try of the task before it",
@@ -924,8 +922,7 @@ EXEMPT_FILES = {
     "monitoring/tasks/export.yml": "writes to the control node, when asked to",
     "monitoring/tasks/restart.yml": "does what a handler asks for",
     "rabbitmq/tasks/plugins.yml": "does what a handler asks for",
-    "rabbitmq/tasks/restart.yml": "does what a handler asks for",
-    "redis/tasks/restart.yml": "does what a handler asks for",
+    "server/tasks/restart.yml": "does what a handler asks for",
     "worker/tasks/release_back.yml": "of the release playbook: puts back what it has changed",
     "worker/tasks/release_prepare.yml": "of the release playbook: goes through the steps of the role",
     "worker/tasks/environment.yml": "builds what 'Take the virtual environment into use' declares",

@@ -163,9 +163,10 @@ def test_changes_that_need_a_restart_cause_exactly_one(look, playbook, root_shel
     }
     assert restarts(**live) == (0, 0)
     # Several at once, of files and of units.
-    redis = {"redis_databases": 17, "redis_tcp_backlog": 100, "redis_nofile_limit": 6000}
-    rabbitmq = {"rabbitmq_heartbeat": 50, "rabbitmq_tcp_backlog": 100, "rabbitmq_nofile_limit": 6000}
-    assert restarts(**live, **redis, **rabbitmq) == (1, 1)
+    redis = {"redis_config": {"hz": 20, "databases": 17, "tcp-backlog": 100}, "redis_nofile_limit": 6000}
+    config = {"heartbeat": 50, "tcp_listen_options.backlog": 100}
+    rabbitmq = {"rabbitmq_config": config, "rabbitmq_nofile_limit": 6000}
+    assert restarts(**{**live, **redis, **rabbitmq}) == (1, 1)
     assert restarts() == (1, 1)
     assert_clean(look)
 
@@ -174,7 +175,7 @@ def test_changes_that_need_a_restart_cause_exactly_one(look, playbook, root_shel
     ("group", "variables", "stray", "task", "unit"),
     [
         ("redis", {}, "/etc/systemd/system/redis-server.service.d/stray.conf", "Move aside", "redis-server"),
-        ("rabbitmq", {"rabbitmq_heartbeat": 50}, None, "Write the configuration", "rabbitmq-server"),
+        ("rabbitmq", {"rabbitmq_config": {"heartbeat": 50}}, None, "Write the configuration", "rabbitmq-server"),
         ("worker", {"worker_log_level": "DEBUG"}, None, "Write the settings", "celery-worker@default"),
     ],
 )

@@ -68,8 +68,8 @@ def test_bad_input_is_refused_before_anything_changes(ansible_playbook, secrets,
     ("variables", "sentence"),
     [
         # Ports of the very servers on which nobody listens.
-        ({"worker_redis_port": 6390}, r"cannot reach Redis at \S+ port 6390.*worker_redis_port"),
-        ({"worker_rabbitmq_port": 5690}, r"cannot reach RabbitMQ at \S+ port 5690.*worker_rabbitmq_port"),
+        ({"redis_tls_port": 6390}, r"cannot reach Redis at \S+ port 6390.*redis_tls_port"),
+        ({"rabbitmq_tls_port": 5690}, r"cannot reach RabbitMQ at \S+ port 5690.*rabbitmq_tls_port"),
         ({"redis_password": STRANGER}, r"cannot log in to Redis.*redis_password"),
         ({"rabbitmq_worker_password": STRANGER}, r"RabbitMQ.*rabbitmq_worker_password"),
     ],

@@ -61,7 +61,7 @@ def tasks(items):
 
 def paths(task):
     """Return the paths of a task that writes files; of a list that a variable makes, the variable's name."""
-    given = task["celeryops.hybrid.files"]["files"]
+    given = task["celeryops.hybrid.managed_files"]["files"]
     names = re.findall(r"__\w+", given) if isinstance(given, str) else []
     lists = {name: task.get("vars", {}).get(name, name) for name in names} or {"": given}
     for name, entries in lists.items():
@@ -76,7 +76,7 @@ def managed(path):
         if module in OF_KINDS:
             own = task[f"celeryops.hybrid.{module}"]
             yield from (f"{role}: {kind}" for kind in OF_KINDS[module] & set(own))
-        elif module == "files":
+        elif module == "managed_files":
             yield from (f"{role}: {name}" for name in paths(task))
         elif module in READING or task.get("changed_when") is False:
             continue

@@ -164,7 +164,7 @@ def masked(text: str, urls: list[str]) -> str:
         password = urlsplit(url).password or ""
         for form in (password, unquote(password)):
             if form:
-                text = text.replace(form, "…")
+                text = text.replace(form, "********")
     return text
 
 
@@ -177,7 +177,7 @@ def about_tls(exc: Exception, role: str) -> str:
     """Return what else to look at, when it is TLS that failed."""
     if "ssl" not in repr(exc).lower() and "certificate" not in str(exc).lower():
         return ""
-    return f"; for TLS look at worker_{role}_tls, worker_{role}_tls_ca, worker_tls_certificate and {role}_tls_names"
+    return f"; for TLS look at {role}_tls_enabled, {role}_tls_ca, {role}_tls_names and worker_tls_certificate"
 
 
 def login_broker(app: Any, url: str) -> str:
@@ -194,7 +194,7 @@ def login_broker(app: Any, url: str) -> str:
             connection.default_channel.client.ping()
         except Exception as exc:
             return (
-                f"cannot log in to Redis: {reason_of(exc)}. Correct worker_redis_user and redis_password (or "
+                f"cannot log in to Redis: {reason_of(exc)}. Correct redis_password (or "
                 f"worker_broker_url), or run the redis role, which sets them{about_tls(exc, 'redis')}."
             )
     return ""
@@ -217,9 +217,8 @@ def login_results(app: Any, url: str) -> str:
             connection.connect()
         except Exception as exc:
             problems.append(
-                f"cannot log in to RabbitMQ: {reason_of(exc)}. Correct worker_rabbitmq_user, "
-                "rabbitmq_worker_password and worker_rabbitmq_vhost (or worker_result_backend), or run the rabbitmq "
-                f"role, which sets them{about_tls(exc, 'rabbitmq')}."
+                f"cannot log in to RabbitMQ: {reason_of(exc)}. Correct rabbitmq_worker_password and rabbitmq_vhost "
+                f"(or worker_result_backend), or run the rabbitmq role, which sets them{about_tls(exc, 'rabbitmq')}."
             )
         else:
             return ""

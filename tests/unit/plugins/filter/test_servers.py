@@ -9,6 +9,7 @@ import importlib
 import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
+from ansible_collections.celeryops.hybrid.plugins.module_utils._redis import size_in_bytes
 
 FILTERS = [
     "erlang_cookie_problem",
@@ -18,10 +19,11 @@ FILTERS = [
     "rabbitmq_objects",
     "rabbitmq_partitions_problem",
     "rabbitmq_password_hash",
+    "rabbitmq_problems",
     "redis_acl",
-    "redis_bytes",
     "redis_celery_rules",
     "redis_conf",
+    "redis_problems",
 ]
 
 
@@ -74,19 +76,23 @@ def test_rabbitmq_hash_is_salted():
     ("size", "count"), [("512mb", 536870912), ("1GB", 1073741824), (1048576, 1048576), ("1k", 1000)]
 )
 def test_sizes_are_those_of_redis(size, count):
-    assert load("redis_bytes")(size) == count
+    assert size_in_bytes(size) == count
+
+
+def test_word_is_refused_as_a_size():
+    with pytest.raises(ValueError, match="'lots' is not a valid size"):
+        size_in_bytes("lots")
 
 
 @pytest.mark.parametrize(
     ("name", "arguments", "reason"),
     [
-        ("redis_bytes", ("lots",), "'lots' is no size"),
         ("redis_conf", ([{"name": "a", "value": "x\ny"}],), "line break"),
-        ("redis_acl", ([{"name": "a b"}],), "no name for a Redis user"),
-        ("redis_acl", ([{"name": "a", "rules": [">password"]}],), "no rule of Redis' ACL language"),
-        ("redis_acl", ([{"name": "a\n"}],), "no name for a Redis user"),
-        ("redis_acl", ([{"name": "a", "rules": ["~*\nuser b on nopass"]}],), "no rule of Redis' ACL language"),
-        ("redis_acl", ([{"name": "a", "rules": ["~* +@all"]}],), "no rule of Redis' ACL language"),
+        ("redis_acl", ([{"name": "a b"}],), "not a valid name for a Redis user"),
+        ("redis_acl", ([{"name": "a", "rules": [">password"]}],), "not a rule of Redis' ACL language"),
+        ("redis_acl", ([{"name": "a\n"}],), "not a valid name for a Redis user"),
+        ("redis_acl", ([{"name": "a", "rules": ["~*\nuser b on nopass"]}],), "not a rule of Redis' ACL language"),
+        ("redis_acl", ([{"name": "a", "rules": ["~* +@all"]}],), "not a rule of Redis' ACL language"),
         ("rabbitmq_conf", ([{"name": "a"}],), "value"),
         (
             "rabbitmq_partitions_problem",

@@ -1,11 +1,15 @@
-"""Where the management API is."""
+"""Where the management API is, and what is read there."""
 
 from __future__ import annotations
 
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_api import api_arguments, api_from
+from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_api import (
+    api_arguments,
+    api_from,
+    objects_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -23,3 +27,23 @@ def test_address_is_given_as_a_url_or_in_parts(given, url):
     assert api._url == url
     assert api._username == "admin"
     assert api._options["ca_path"] == "/etc/ca.pem"
+
+
+class Recorder:
+    """Answers with the request."""
+
+    def get(self, *path, query=""):
+        return [*path, query]
+
+
+def test_objects_are_read_with_the_wanted_fields_in_their_virtual_host():
+    assert objects_of(Recorder(), "/", {"queues": ["name", "type"], "bindings": [], "overview": ["object_totals"]}) == {
+        "queues": ["queues", "/", "?columns=name,type"],
+        "bindings": ["bindings", "/", ""],
+        "overview": ["overview", "?columns=object_totals"],
+    }
+
+
+def test_kind_that_cannot_be_read_is_refused():
+    with pytest.raises(ValueError, match="objects: shovels cannot be read; take bindings, exchanges"):
+        objects_of(Recorder(), "/", {"shovels": []})

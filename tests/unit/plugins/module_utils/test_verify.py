@@ -61,21 +61,6 @@ def test_a_malformed_environment_file_is_refused_without_its_text(text, message)
     assert str(caught.value) == message
 
 
-def test_secrets_are_url_passwords_in_both_forms_and_values_of_telling_names():
-    found = subject.secrets_of(
-        {
-            "CELERY_BROKER_URL": f"redis://celery:{ENCODED}@h:6379/0",
-            "CELERY_RESULT_BACKEND": "amqp://w:first-secret@h1/celery;amqps://w:second-secret@h2/celery",
-            "DJANGO_SECRET_KEY": "django-secret",
-            "LANG": "C.UTF-8",
-            "RAW": f"redis://:{PASSWORD}@h/0",
-        }
-    )
-    assert {ENCODED, PASSWORD, "first-secret", "second-secret", "django-secret"} <= set(found)
-    assert "C.UTF-8" not in found
-    assert found == sorted(found, key=len, reverse=True)
-
-
 CHECK = {"name": "a.b", "ok": True, "expected": "e", "actual": "x", "remedy": "", "milliseconds": 1.5}
 END = '{"end": {}, "skipped": {"c.d": ""}}\n'
 

@@ -108,10 +108,10 @@ def with_key(**kwargs: Any) -> dict[str, str]:
         (with_key(names=["broker1"]), "is not for 10.0.0.11"),
         (with_key(names=[]), "its names are none"),
         (with_key(names=["*.broker1", "10.0.0.11"]), "is not for broker1"),
-        (with_key(issuer=FOREIGN), "was not signed by an authority of redis_tls_ca"),
+        (with_key(issuer=FOREIGN), "was not signed by a CA of redis_tls_ca"),
         # The one in between is missing.
-        (with_key(issuer=BETWEEN), "was not signed by an authority"),
-        ({"ca": FOREIGN.pem}, "was not signed by an authority"),
+        (with_key(issuer=BETWEEN), "was not signed by a CA"),
+        ({"ca": FOREIGN.pem}, "was not signed by a CA"),
         ({"ca": Identity("ca", names=[], days=-1, ca=True).pem}, "redis_tls_ca (/srv/tls/ca.pem) has expired on"),
     ],
 )

@@ -119,7 +119,7 @@ def test_settings(rendered: dict[str, str]) -> None:
 
 
 def test_declared_routes_and_priority_are_written(render: Any) -> None:
-    files = render(worker_task_routes={"shop.*": {"queue": "celery"}}, worker_default_priority=0)
+    files = render(worker_task_routes={"shop.*": {"queue": "celery"}}, worker_settings={"task_default_priority": 0})
     values = settings(files["celeryconfig.py"])
     assert values["task_routes"] == {"shop.*": {"queue": "celery"}}
     assert values["task_default_priority"] == 0

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, celeryops.hybrid contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Files that nobody declared, in places where their mere existence changes what a service does."""
+"""Files that are not declared, in places where their mere existence changes what a service does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typing as t
 from pathlib import Path
 
 
-def strays(folders: t.Iterable[str], absent: t.Iterable[str], allowed: t.Sequence[str]) -> list[Path]:
+def undeclared(folders: t.Iterable[str], absent: t.Iterable[str], allowed: t.Sequence[str]) -> list[Path]:
     """Return what is in the folders and not allowed, and what should be absent and is not.
 
     Args:
@@ -30,7 +30,7 @@ def strays(folders: t.Iterable[str], absent: t.Iterable[str], allowed: t.Sequenc
 def moved_before(
     names: t.Iterable[str], folders: t.Iterable[str], absent: t.Iterable[str], allowed: t.Sequence[str]
 ) -> list[Path]:
-    """Return which of some paths are gone from places where :func:`strays` would have found them."""
+    """Return which of some paths are gone from places where :func:`undeclared` would have found them."""
     places = {Path(path) for path in absent}
     rooms = {Path(folder) for folder in folders}
     return [
@@ -45,7 +45,7 @@ def _exists(path: Path) -> bool:
 
 
 def _mask(path: Path) -> bool:
-    """Tell whether it is what 'systemctl mask' leaves, which 'systemctl unmask' takes away."""
+    """Return whether it is what 'systemctl mask' leaves, which 'systemctl unmask' takes away."""
     return path.parent == Path("/etc/systemd/system") and path.is_symlink() and str(path.readlink()) == "/dev/null"
 
 

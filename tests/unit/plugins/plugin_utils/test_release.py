@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.celeryops.hybrid.plugins.module_utils._release import (
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._release import (
     release_history,
     release_table,
     release_target,

@@ -5,7 +5,11 @@ from __future__ import annotations
 import datetime
 
 import pytest
-from ansible_collections.celeryops.hybrid.plugins.module_utils._stray import difference, move_aside, strays
+from ansible_collections.celeryops.hybrid.plugins.module_utils._undeclared_files import (
+    difference,
+    move_aside,
+    undeclared,
+)
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 
@@ -20,13 +24,13 @@ def folder(tmp_path):
 
 
 def test_what_is_allowed_stays(folder):
-    found = strays([str(folder)], [], ["celeryops.conf", "site-*.conf"])
+    found = undeclared([str(folder)], [], ["celeryops.conf", "site-*.conf"])
     assert found == [folder / "override.conf"]
-    assert strays([str(folder)], [], ["celeryops.conf", f"{folder}/*"]) == []
+    assert undeclared([str(folder)], [], ["celeryops.conf", f"{folder}/*"]) == []
 
 
 def test_missing_folder_holds_nothing(tmp_path):
-    assert strays([str(tmp_path / "missing")], [str(tmp_path / "missing.conf")], []) == []
+    assert undeclared([str(tmp_path / "missing")], [str(tmp_path / "missing.conf")], []) == []
 
 
 def test_link_need_not_lead_anywhere(tmp_path):
@@ -34,7 +38,7 @@ def test_link_need_not_lead_anywhere(tmp_path):
     unit.symlink_to("/dev/null")
     lost = tmp_path / "b.service"
     lost.symlink_to(tmp_path / "nowhere")
-    assert strays([], [str(unit), str(lost)], []) == [unit, lost]
+    assert undeclared([], [str(unit), str(lost)], []) == [unit, lost]
     assert difference(unit)["actual"] == "masked"
     assert difference(lost)["actual"] == f"a link to {tmp_path}/nowhere"
 

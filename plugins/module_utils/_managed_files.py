@@ -12,7 +12,7 @@ import typing as t
 from pathlib import Path
 
 from ansible_collections.celeryops.hybrid.plugins.module_utils._pending import Pending
-from ansible_collections.celeryops.hybrid.plugins.module_utils._stray import backup_path
+from ansible_collections.celeryops.hybrid.plugins.module_utils._undeclared_files import backup_path
 
 Diff = dict[str, t.Any]
 

@@ -16,7 +16,7 @@ COOKIE_MAXIMUM_LENGTH = 255
 
 
 def password_problem(value: t.Any, user: str = "") -> str:
-    """Return why *value* is no password for *user*, or an empty string. Never contains the value."""
+    """Return why *value* is not acceptable as a password for *user*, or an empty string. Never contains the value."""
     if value is None or value == "":
         return "is missing"
     if not isinstance(value, str):

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: stray_files
-short_description: Move files aside that nobody declared
+module: undeclared_files
+short_description: Move files aside that are not declared
 version_added: 0.1.0
 description:
-  - Some files work by being there, such as drop-in files of a unit or the files of a C(conf.d). This module moves those
-    aside that are not declared, and reports them. A unit that is masked is left to M(ansible.builtin.systemd_service).
+  - Some files take effect because they exist, such as drop-in files of a unit or the files of a C(conf.d). This module
+    moves those aside that are not declared, and reports them. A unit that is masked is left to
+    M(ansible.builtin.systemd_service).
   - Nothing is deleted. What is moved keeps its path, owner and mode below a folder of O(backup) that is named after
     the time.
 author:
@@ -48,13 +49,13 @@ options:
     type: path
     default: /var/backups/celeryops
   pending:
-    description: See the option of M(celeryops.hybrid.files); both modules may use the same file.
+    description: See the option of M(celeryops.hybrid.managed_files); both modules may use the same file.
     type: path
 """
 
 EXAMPLES = r"""
 - name: Leave no drop-in file but ours
-  celeryops.hybrid.stray_files:
+  celeryops.hybrid.undeclared_files:
     folders: [/etc/systemd/system/redis-server.service.d]
     absent: [/etc/systemd/system/redis-server.service]
     allowed: [celeryops.conf]
@@ -62,7 +63,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 differences:
-  description: What was found, as the playbook drift reports it.
+  description: What was found, as the drift playbook reports it.
   returned: always
   type: list
   elements: dict
@@ -89,12 +90,12 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.celeryops.hybrid.plugins.module_utils._pending import Pending
-from ansible_collections.celeryops.hybrid.plugins.module_utils._stray import (
+from ansible_collections.celeryops.hybrid.plugins.module_utils._undeclared_files import (
     difference,
     move_aside,
     moved_before,
     still_in_use,
-    strays,
+    undeclared,
 )
 
 
@@ -115,7 +116,7 @@ def main() -> None:
     p = module.params
     places = (p["folders"], p["absent"], p["allowed"])
     pending = Pending(p["pending"])
-    found = strays(*places)
+    found = undeclared(*places)
     used = moved_before(pending, *places)
     result: dict[str, Any] = {
         "changed": bool(found or used),

@@ -11,7 +11,7 @@ from contextlib import redirect_stdout
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.celeryops.hybrid.plugins.modules import files as subject
+from ansible_collections.celeryops.hybrid.plugins.modules import managed_files as subject
 from ansible_collections.celeryops.hybrid.plugins.plugin_utils._drift import SECRET, findings
 
 ME = {"owner": pwd.getpwuid(os.getuid()).pw_name, "group": grp.getgrgid(os.getgid()).gr_name}
@@ -33,7 +33,7 @@ def bring(*entries, check=False, pending=None, backup=None):
 
 def found(result):
     """Return what the drift report says of it, without the paths."""
-    return [(item.declared, item.actual) for item in findings("celeryops.hybrid.files", "task", {}, result)]
+    return [(item.declared, item.actual) for item in findings("celeryops.hybrid.managed_files", "task", {}, result)]
 
 
 def assert_brought(entry, difference):

@@ -8,7 +8,7 @@ from contextlib import redirect_stdout
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.celeryops.hybrid.plugins.modules import stray_files as subject
+from ansible_collections.celeryops.hybrid.plugins.modules import undeclared_files as subject
 from ansible_collections.celeryops.hybrid.plugins.plugin_utils._drift import findings
 
 
@@ -33,7 +33,7 @@ def move(tmp_path):
 
 
 def found(result):
-    return {item.what: item.actual for item in findings("celeryops.hybrid.stray_files", "task", {}, result)}
+    return {item.what: item.actual for item in findings("celeryops.hybrid.undeclared_files", "task", {}, result)}
 
 
 def test_moved_files_are_reported_until_the_restart(move, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.celeryops.hybrid.plugins.module_utils._secrets import (
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._secrets import (
     erlang_cookie_problem,
     password_problem,
 )

@@ -41,7 +41,7 @@ def server_url(
 
 
 def url_problem(value: t.Any, kind: str) -> str:
-    """Return why *value* is no URL of a broker or a result store, or an empty string. Never contains the value."""
+    """Return why *value* is not a URL of a broker or a result store, or an empty string. Never contains the value."""
     example = EXAMPLES[kind]
     if not isinstance(value, str) or not value:
         return f"is missing; it looks like {example}"
@@ -84,9 +84,9 @@ def _problem(url: str, kind: str) -> str:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        return "has a port that is no number from 1 to 65535, or a host that is none"
+        return "has a port that is not a number from 1 to 65535, or an invalid host"
     if port == 0:
-        return "has a port that is no number from 1 to 65535, or a host that is none"
+        return "has a port that is not a number from 1 to 65535, or an invalid host"
     if not parts.hostname or not re.fullmatch(r"[A-Za-z0-9._:%-]+", parts.hostname):
         return f"has no host; it looks like {example}"
     if parts.fragment:

@@ -15,10 +15,18 @@ QUEUE = re.compile(r"[A-Za-z0-9_.-]+")
 APPLICATION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z_][\w.]*)?")
 SETTING = re.compile(r"[a-z][a-z0-9_]*")
 RESERVED_QUEUES = re.compile(r"unacked.*|_kombu\..*|celeryev.*|.*\.pidbox|celery\.undeliverable")
+# Options of the transport that have a variable, or that all programs which use the broker must agree on.
+TRANSPORT_OPTIONS = {
+    "deadletter_queue": "it is fixed, because diagnose and monitoring look for undeliverable messages there",
+    "global_keyprefix": "it is fixed, because programs that know only the broker's URL use no prefix",
+    "sep": "it is fixed, because programs that know only the broker's URL use kombu's own separator",
+    "visibility_timeout": "use worker_visibility_timeout instead, which is held against the time limits",
+}
 MEMORY = re.compile(r"[1-9]\d*[KMGT]?|[1-9]\d?%|100%|infinity")
 GIT = re.compile(r"git\+(https|ssh|file)://\S+")
 ARCHIVES = (".whl", ".tar.gz", ".zip")
-LIMITED_POOLS = ("prefork",)
+# Seconds that the visibility timeout must exceed every limit by.
+VISIBILITY_MARGIN = 300
 
 
 def application_source(source: str) -> str:
@@ -30,12 +38,24 @@ def application_source(source: str) -> str:
     return "archive" if source.endswith(ARCHIVES) else "directory"
 
 
+def node_names(instances: t.Sequence[t.Mapping[str, t.Any]], host: str) -> list[str]:
+    """Return the node name, NAME@HOST, of each instance of a host.
+
+    Args:
+        instances: its ``worker_instances``; without any it has the role's default.
+        host: its name in the inventory, which is unique.
+    """
+    place = re.sub(r"[^A-Za-z0-9.-]", "-", host)
+    return [f"{instance['name']}@{place}" for instance in instances or [{"name": "default"}]]
+
+
 def worker_problems(declared: dict[str, t.Any]) -> list[str]:
     """Return a sentence for every rule that the declaration breaks.
 
     Args:
         declared: the role's variables by name, and what the role computed from the inventory:
-            ``queues`` (every declared queue), ``beat_hosts`` (hosts with beat), ``setting_variables``
+            ``queues`` (every declared queue), ``priority_steps``, ``result_expires``, ``result_partitions``,
+            ``beat_hosts`` (hosts with beat), ``setting_variables``
             (Celery settings that the role writes, with the variable for each), ``sandbox`` (known options).
     """
     problems: list[str] = []
@@ -158,7 +178,6 @@ def _requires(v: dict[str, t.Any], package: str) -> bool:
 def _limits(v: dict[str, t.Any]) -> list[str]:
     found = []
     visibility = int(v["worker_visibility_timeout"])
-    margin = int(v["worker_visibility_margin"])
     declared = [
         (
             "worker_task_time_limit",
@@ -187,26 +206,18 @@ def _limits(v: dict[str, t.Any]) -> list[str]:
                 f"{soft_name} is {soft}, {hard_name} {hard}: the soft limit must be the lower one, or a task is "
                 "killed before it can clean up."
             )
-        if hard + margin >= visibility:
+        if hard + VISIBILITY_MARGIN >= visibility:
             found.append(
                 f"worker_visibility_timeout is {visibility}: it must be more than {hard_name} ({hard}) plus "
-                f"worker_visibility_margin ({margin}), "
+                f"{VISIBILITY_MARGIN} s, "
                 "or Redis hands a task that still runs to a second worker. Raise it, or lower the limit."
             )
     longest = int(v["worker_longest_countdown"])
-    if longest + margin >= visibility:
+    if longest + VISIBILITY_MARGIN >= visibility:
         found.append(
             f"worker_visibility_timeout is {visibility}: it must be more than worker_longest_countdown "
-            f"({longest}) plus worker_visibility_margin "
-            f"({margin}), or a task that waits for its time is handed to a second worker. Raise it, or lower the "
-            "countdown."
-        )
-    soft_stop, stop = int(v["worker_drain_timeout"]), int(v["worker_stop_timeout"])
-    if stop < soft_stop + 10:
-        found.append(
-            f"worker_stop_timeout is {stop}: it must be at least 10 s more than worker_drain_timeout "
-            f"({soft_stop}), "
-            "or systemd kills workers that still put their tasks back."
+            f"({longest}) plus {VISIBILITY_MARGIN} s, or a task that waits for its time is handed to a second worker. "
+            "Raise it, or lower the countdown."
         )
     return found
 
@@ -219,19 +230,20 @@ def _queues(v: dict[str, t.Any]) -> list[str]:
         for queue in sorted(known)
         if not QUEUE.fullmatch(queue) or RESERVED_QUEUES.fullmatch(queue)
     ]
-    steps = [int(step) for step in v["worker_priority_steps"]]
+    steps = [int(step) for step in v["priority_steps"]]
     if not steps or steps != sorted(set(steps)) or steps[0] != 0 or steps[-1] > 9:
         found.append(
-            f"worker_priority_steps is {steps}: it must be a rising list from 0 to at most 9, such as [0, 3, 6, 9]."
+            f"priority_steps in worker_broker_transport_options is {steps}: it must be a rising list from 0 to "
+            "at most 9, such as [0, 3, 6, 9]."
         )
-    priority = v["worker_default_priority"]
+    priority = v["worker_settings"].get("task_default_priority")
     if priority is not None and not 0 <= int(priority) <= 9:
-        found.append(f"worker_default_priority is {priority}: it must be 0 (first) to 9 (last).")
+        found.append(f"task_default_priority in worker_settings is {priority}: it must be 0 (first) to 9 (last).")
     for task, route in v["worker_task_routes"].items():
         queue = route.get("queue") if isinstance(route, dict) else route
         if queue and queue not in known:
             found.append(
-                f"worker_task_routes sends {task} to the queue {queue!r}, which nobody consumes: "
+                f"worker_task_routes sends {task} to the queue {queue!r}, which no worker consumes: "
                 "add it to an instance of worker_instances, or to worker_queues when it is consumed elsewhere."
             )
     return found
@@ -249,22 +261,30 @@ def _beat(v: dict[str, t.Any]) -> list[str]:
 
 def _results(v: dict[str, t.Any]) -> list[str]:
     found = []
-    partitions, expires = int(v["worker_result_partitions"]), int(v["worker_result_expires"])
+    partitions, expires = int(v["result_partitions"]), int(v["result_expires"])
     if not 1 <= partitions <= 64:
         found.append(
-            f"worker_result_partitions is {partitions}: it must be 1 to 64, and the same as rabbitmq_partitions."
+            f"partitions in worker_result_transport_options is {partitions}: it must be 1 to 64, and the same as "
+            "rabbitmq_partitions."
         )
     if expires < 60:
-        found.append(f"worker_result_expires is {expires}: it must be at least 60 seconds.")
+        found.append(
+            f"result_expires in worker_settings, or rabbitmq_result_expires, is {expires}: it must be at least 60 "
+            "seconds."
+        )
     return found
 
 
 def _settings(v: dict[str, t.Any]) -> list[str]:
-    found = []
+    found = [
+        f"worker_broker_transport_options may not contain {name}: {remedy}."
+        for name, remedy in TRANSPORT_OPTIONS.items()
+        if name in v["worker_broker_transport_options"]
+    ]
     for name in v["worker_settings"]:
         if not SETTING.fullmatch(name):
             found.append(
-                f"worker_settings has {name!r}, which is no name of a Celery setting: they are lower case, such "
+                f"worker_settings has {name!r}, which is not the name of a Celery setting: they are lower case, such "
                 "as task_compression."
             )
         elif name in ("broker_url", "broker_read_url", "broker_write_url", "result_backend"):

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: files
+module: managed_files
 short_description: Write many small files in one task
 version_added: 0.1.0
 description:
@@ -72,7 +72,7 @@ options:
     type: path
   pending:
     description:
-      - File that keeps the changed paths until they are in use; whoever restarts what reads them removes it.
+      - File that keeps the changed paths until they are in use; the task that restarts what reads them removes it.
       - While a path is in it, the task reports the path as changed, so that the next run makes good what one left out
         that ended before the restart.
       - Best below C(/run), so that a reboot, which is a restart, forgets it.
@@ -81,7 +81,7 @@ options:
 
 EXAMPLES = r"""
 - name: Write a drop-in file and a secret
-  celeryops.hybrid.files:
+  celeryops.hybrid.managed_files:
     files:
       - {path: /etc/systemd/system/redis-server.service.d, state: directory, mode: '0755'}
       - path: /etc/systemd/system/redis-server.service.d/limits.conf
@@ -103,7 +103,7 @@ changed_paths:
 
 from typing import Any
 
-from ansible_collections.celeryops.hybrid.plugins.module_utils._files import bring
+from ansible_collections.celeryops.hybrid.plugins.module_utils._managed_files import bring
 from ansible_collections.celeryops.hybrid.plugins.module_utils._module import Module
 from ansible_collections.celeryops.hybrid.plugins.module_utils._pending import Pending
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.celeryops.hybrid.plugins.module_utils._limits import host_limits
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._limits import host_limits
 
 MACHINE = """\
 /proc/1/limits:Limit                     Soft Limit           Hard Limit           Units

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible_collections.celeryops.hybrid.plugins.module_utils._budget import (
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._budget import (
     connection_need,
     connection_problems,
     instance_need,

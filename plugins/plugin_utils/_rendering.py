@@ -37,7 +37,7 @@ def _flat(value: t.Any) -> str:
         return repr(int(value))
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise TypeError(f"{value!r} is no number that a setting can have")
+            raise TypeError(f"{value!r} is not a number that a setting can have")
         return repr(float(value))
     if isinstance(value, str):
         return repr(str(value))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq import partitions_problem, render_config
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._rabbitmq import partitions_problem, render_config
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_the_reason_stands_above_the_setting():
 
 @pytest.mark.parametrize(("name", "value"), [("a b", 1), ("a\n", 1), ("a", "x\ny"), ("a", ""), ("a", [" "])])
 def test_what_would_break_the_file_is_refused(name, value):
-    with pytest.raises(ValueError, match=r"no key of rabbitmq\.conf|empty or contains"):
+    with pytest.raises(ValueError, match=r"not a key of rabbitmq\.conf|empty or contains"):
         render_config([{"name": name, "value": value}])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import typing as t
 
-PARTITIONS_PARAMETER = "celery.results.partitions."
+from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_topology import PARTITIONS_PARAMETER
 
 _STREAM = re.compile(r"celery\.results\.(\d+)")
 _KEY = re.compile(r"[A-Za-z0-9_.$-]+")
@@ -17,7 +17,7 @@ _KEY = re.compile(r"[A-Za-z0-9_.$-]+")
 def _value(name: str, value: t.Any) -> str:
     text = ("true" if value else "false") if isinstance(value, bool) else str(value)
     if not _KEY.fullmatch(name):
-        raise ValueError(f"{name!r} is no key of rabbitmq.conf")
+        raise ValueError(f"{name!r} is not a key of rabbitmq.conf")
     if not text.strip() or any(ord(character) < 32 for character in text):
         raise ValueError(f"the value of {name} is empty or contains a line break")
     return f"{name} = {text}"
