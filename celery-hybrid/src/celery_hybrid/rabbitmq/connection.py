@@ -406,7 +406,7 @@ def translated(doing: str) -> Iterator[None]:
         if "larger than" in str(exc.reply_text):
             raise RecordTooLargeError(
                 f"{doing}: {exc.reply_text}. Pass and return less, and keep large data elsewhere; or raise "
-                "max_message_size in RabbitMQ (rabbitmq_max_message_size of the role)."
+                "max_message_size in RabbitMQ (in rabbitmq_config of the role)."
             ) from exc
         if any(words in str(exc.reply_text) for words in _OTHER_ARGUMENTS):
             raise TopologyError(

@@ -316,7 +316,7 @@ class ResultChecks:
             if result_expires and seconds < result_expires:
                 raise Failed(
                     f"{name} drops records after {age}, result_expires is {result_expires:g} s",
-                    "Set rabbitmq_result_expires to at least worker_result_expires and run the site playbook.",
+                    "Set rabbitmq_result_expires to at least result_expires and run the site playbook.",
                 )
         return f"max-age {', '.join(sorted({str(age) for age in ages.values()}))}"
 
