@@ -192,7 +192,7 @@ class TestUsers:
         [
             ([OFF], "'users' does not name 'admin'"),
             ([OFF, ADMIN, {"name": "x", "rules": ["+nosuchcommand"]}], "user 'x' are refused"),
-            ([OFF, ADMIN, {"name": "x", "rules": [">clear"]}], "'>clear' is no rule"),
+            ([OFF, ADMIN, {"name": "x", "rules": [">clear"]}], "'>clear' is not a rule"),
         ],
     )
     def test_wrong_input_gives_a_reason_and_changes_nothing(

@@ -305,7 +305,7 @@ def test_failed_task_whose_child_is_killed_behind_its_count_becomes_a_dead_lette
         result.get(timeout=SECONDS, follow_parents=False)
     assert not death.exists()
     task_id = result.parent.results[0].id
-    wait_until(lambda: f"The task chords.boom[{task_id}]" in worker.log.read_text())
+    wait_until(lambda: f"Task chords.boom[{task_id}]" in worker.log.read_text())
 
 
 def test_body_is_sent_once_when_every_task_of_the_header_comes_twice(server, queue, notes):
