@@ -29,6 +29,15 @@ PASSWORD = "Pa55:w/ord@2#9"
 ENCODED = "Pa55%3Aw%2Ford%402%239"
 
 
+@pytest.fixture(autouse=True)
+def _environment():
+    """The verifier names its settings module in the environment; tests in the same process must not inherit it."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture
 def report():
     return CheckReport(Mask())
