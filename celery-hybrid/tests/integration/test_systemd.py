@@ -175,7 +175,7 @@ def test_a_pool_that_does_not_begin_is_stuck(worker, make_app):
 def test_beat(unit, tmp_path):
     one = unit("beat", "--schedule", str(tmp_path / "schedule"), "--pidfile=")
     one.wait_for("READY=1")
-    one.wait_for("WATCHDOG=1", "STATUS=1 periodic tasks")
+    one.wait_for("WATCHDOG=1", "STATUS=1 periodic task")
     one.process.send_signal(signal.SIGSTOP)
     assert not one.is_fed()
 

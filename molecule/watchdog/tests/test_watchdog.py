@@ -79,7 +79,7 @@ def test_active_means_that_it_consumes(units):
     assert [unit.show("Type") for unit in units] == ["notify"] * 3
     assert "consuming; 0 tasks run; 0 results in the outbox" in default.show("StatusText")
     assert "consuming" in slow.show("StatusText")
-    assert "periodic tasks" in beat.show("StatusText")
+    assert "periodic task" in beat.show("StatusText")
     assert [unit.restarts for unit in units] == [0, 0, 0]
 
 
