@@ -77,7 +77,7 @@ def answered(worker):
 def test_active_means_that_it_consumes(units):
     default, slow, beat = units
     assert [unit.show("Type") for unit in units] == ["notify"] * 3
-    assert "consuming; 0 tasks run; 0 results in the outbox" in default.show("StatusText")
+    assert "consuming; 0 tasks running; 0 results in the outbox" in default.show("StatusText")
     assert "consuming" in slow.show("StatusText")
     assert "periodic task" in beat.show("StatusText")
     assert [unit.restarts for unit in units] == [0, 0, 0]
