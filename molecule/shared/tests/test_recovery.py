@@ -53,7 +53,7 @@ def test_a_queue_is_purged_into_a_file_and_put_back(ansible_playbook, client, ro
     assert root_shell(address, f"test -e {path}").returncode == 1
     done = ansible_playbook("purge", *execute)
     assert done.returncode == 0, done.stdout
-    assert f"3 messages of the queue slow are in {path}" in done.stdout
+    assert f"3 messages of queue slow moved to {path}" in done.stdout
     assert root_shell(address, f"stat -c '%U %a' {path}").stdout == "celery 600\n"
     found = [json.loads(line)["id"] for line in root_shell(address, f"cat {path}").stdout.splitlines()]
     assert found == ids
