@@ -26,6 +26,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from environment import needed
 
 TASKS = Path(__file__).parent / "integration"
 
@@ -34,16 +35,6 @@ os.environ.setdefault("CELERY_HYBRID_TEST_QUEUE", f"hybrid-tests-{uuid.uuid4().h
 
 # Outboxes of the workers of this run.
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="celery-hybrid-tests-")
-
-
-def needed(name):
-    """Return a setting of the environment, or end the test."""
-    value = os.environ.get(name)
-    if not value:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{name} is not set, and CI=true")
-        pytest.skip(f"{name} is not set")
-    return value
 
 
 @pytest.fixture(scope="session")

@@ -413,8 +413,8 @@ def test_timeouts_hold_when_rabbitmq_does_not_answer(app, make_app, stopped, con
     assert reader.AsyncResult(task_id).get(timeout=10) == 1
 
 
-def test_the_server_is_never_left_while_it_sends(make_app, app, partitions, shell):
-    """A process that ends while its archive is read ahead takes leave: RabbitMQ would log an error otherwise."""
+def test_closing_while_reading_ahead_closes_the_connection_in_order(make_app, app, partitions, shell):
+    """RabbitMQ, which is sending then, logs an error otherwise."""
     for number in range(partitions):
         for task_id in ids_of_partition(number, 40, partitions):
             app.backend.store_result(task_id, "x" * 20_000, states.SUCCESS)

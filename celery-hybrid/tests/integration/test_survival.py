@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 import pytest
 import redis
+from environment import needed
 from runs import AGAIN, LOAD, come_back, each_pool, end, wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.outages, pytest.mark.timeout(180)]
-
-
-def needed(name):
-    if name not in os.environ:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"{name} is not set")
-    return os.environ[name]
 
 
 @pytest.fixture(scope="module")

@@ -20,25 +20,6 @@ from celery_hybrid.verify.results import EXCHANGE, ResultChecks
 PARTITIONS = int(os.environ.get("CELERY_HYBRID_TEST_PARTITIONS", "16"))
 
 
-def setting(name):
-    value = os.environ.get(name)
-    if not value:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{name} must be set in CI")
-        pytest.skip(f"{name} is not set")
-    return value
-
-
-@pytest.fixture
-def results_url():
-    return setting("CELERY_HYBRID_TEST_RESULTS")
-
-
-@pytest.fixture
-def broker_url():
-    return setting("CELERY_HYBRID_TEST_BROKER")
-
-
 @pytest.fixture
 def results(results_url):
     return ResultChecks(results_url, {"partitions": PARTITIONS}, 5.0, None)

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import redis
+from environment import needed
 
 PARTITIONS = int(os.environ.get("CELERY_HYBRID_TEST_PARTITIONS", "16"))
 
@@ -31,15 +32,6 @@ broker_transport_options = {"visibility_timeout": 600, "queue_order_strategy": "
 broker_connection_retry_on_startup = True
 """
 APPLICATION = "from celery import Celery\napp = Celery('verified')\n"
-
-
-def setting(name):
-    value = os.environ.get(name)
-    if not value:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{name} must be set in CI")
-        pytest.skip(f"{name} is not set")
-    return value
 
 
 def facts():
@@ -75,8 +67,8 @@ class Deployment:
     """A configuration, an application, workers, and the verifier run as the module runs it."""
 
     def __init__(self, directory):
-        self.broker = setting("CELERY_HYBRID_TEST_BROKER")
-        self.results = setting("CELERY_HYBRID_TEST_RESULTS")
+        self.broker = needed("CELERY_HYBRID_TEST_BROKER")
+        self.results = needed("CELERY_HYBRID_TEST_RESULTS")
         self.directory = directory
         self.name = f"verified_{uuid.uuid4().hex[:8]}"
         self.queue = f"test.{self.name}"
@@ -234,9 +226,9 @@ def test_a_pickled_task_is_refused_and_its_dead_letter_removed(deployment, lette
         )
 
     deployment.write(CONSUMER)
-    deployment.start(setting("CELERY_HYBRID_TEST_WORKER"))
+    deployment.start(needed("CELERY_HYBRID_TEST_WORKER"))
     before = count()
-    found = deployment.verify(setting("CELERY_HYBRID_TEST_WORKER"), letters=letters)
+    found = deployment.verify(needed("CELERY_HYBRID_TEST_WORKER"), letters=letters)
     assert failed(found) == {}
     assert "refused, and among the dead letters after" in found["canary.refused"]["actual"]
     assert deployment.skipped == {}
@@ -245,9 +237,9 @@ def test_a_pickled_task_is_refused_and_its_dead_letter_removed(deployment, lette
 
 def test_a_worker_that_accepts_pickle_is_found_by_a_pickled_task(deployment, letters):
     deployment.write(CONSUMER + "accept_content = ['json', 'pickle']\n")
-    deployment.start(setting("CELERY_HYBRID_TEST_WORKER"))
+    deployment.start(needed("CELERY_HYBRID_TEST_WORKER"))
     deployment.write(CONSUMER)
-    found = failed(deployment.verify(setting("CELERY_HYBRID_TEST_WORKER"), letters=letters))
+    found = failed(deployment.verify(needed("CELERY_HYBRID_TEST_WORKER"), letters=letters))
     assert "a worker has run it: it accepts pickle" in found["canary.refused"]
 
 

@@ -313,12 +313,12 @@ class Archive:
                     with translated("reading results"), self._link.until(deadline):
                         return work()
                 except ResultStoreUnreachableError:
-                    self._link.leave()
+                    self._link.close_in_background()
                     if last or time.monotonic() >= deadline:
                         raise
                     last = True
                 except BaseException:
-                    self._link.leave()
+                    self._link.close_in_background()
                     raise
 
     def _prepared(self, connection: amqp.Connection) -> None:

@@ -40,7 +40,7 @@ from celery_hybrid.files import sync_folder_of
 from celery_hybrid.names import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, ID_HEADER, TASK_KEY_PREFIX
 from celery_hybrid.rabbitmq import urls
 from celery_hybrid.rabbitmq.confirms import ConfirmedChannel
-from celery_hybrid.rabbitmq.connection import Servers, await_end, discard, farewell, translated
+from celery_hybrid.rabbitmq.connection import Servers, close_connection, translated
 from celery_hybrid.rabbitmq.options import SETTING, Options
 from celery_hybrid.terminal import counted, printable
 
@@ -156,9 +156,7 @@ class DeadLetterQueue:
         with contextlib.suppress(Exception):
             # Waits for the answer, so that the next command finds all letters again.
             self._channel.close()
-        farewell(self._connection)
-        await_end(self._connection)
-        discard(self._connection)
+        close_connection(self._connection)
 
     def entries(self) -> Iterator[Entry]:
         """Return all that are there now, the oldest first."""

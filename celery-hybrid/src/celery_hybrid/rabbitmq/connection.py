@@ -249,16 +249,18 @@ class Link:
         connection, self._connection = self._connection, None
         discard(connection)
 
-    def leave(self) -> None:
-        """Forget a connection that may well work, as after a time-out, and take leave of the server in the background.
+    def close_in_background(self) -> None:
+        """Forget a connection that may still work, as after a time-out, and close it in order in the background.
 
-        RabbitMQ may be sending: it logs an error when the other end is simply gone.
+        RabbitMQ may be sending, and logs an error when the other end is simply gone.
         """
         connection, self._connection = self._connection, None
         if connection is None:
             return
         try:
-            threading.Thread(target=part, args=(connection,), name="celery-hybrid good-bye", daemon=True).start()
+            threading.Thread(
+                target=close_connection, args=(connection,), name="celery-hybrid closing", daemon=True
+            ).start()
         except RuntimeError:  # no more threads: the interpreter is about to end
             discard(connection)
 
@@ -279,17 +281,17 @@ class Link:
             self._lock.release()
 
     def close(self, patience: float = 0.2) -> None:
-        """Take leave of the server, for a bounded time: at the end of a process nothing may hang.
+        """Close the connection in order, within a bounded time: nothing may hang at the end of a process.
 
         Args:
-            patience: seconds to wait for a thread that uses the connection; longer than its shortest step takes, or
-                the server is left while it sends.
+            patience: seconds to wait for a thread that uses the connection. With less than that thread's shortest step
+                the connection stays open until the process ends, and RabbitMQ logs an error if it is sending then.
         """
         if self._lock.acquire(timeout=patience):
             try:
                 connection, self._connection = self._connection, None
                 if connection is not None:
-                    part(connection)
+                    close_connection(connection)
             finally:
                 self._lock.release()
 
@@ -366,8 +368,8 @@ def farewell(connection: amqp.Connection) -> None:
         connection.send_method(amqp.spec.Connection.Close, "BsBB", (200, "good-bye", 0, 0))
 
 
-def part(connection: amqp.Connection) -> None:
-    """Take leave of the server and let go of the connection; takes at most a second."""
+def close_connection(connection: amqp.Connection) -> None:
+    """Tell the server, wait for its answer, and let go of the connection; takes at most about a second."""
     farewell(connection)
     await_end(connection)
     discard(connection)
