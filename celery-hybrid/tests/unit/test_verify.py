@@ -411,10 +411,10 @@ def answers(**changes):
     return every
 
 
-def inspected(nodes=("a@h1", "b@h2"), queues=("one", "two"), **changes):
+def inspected(nodes=("a@h1", "b@h2"), queues=("one", "two"), declared=("one", "two"), **changes):
     workers = Inspected(nodes, answers(**changes))
     report = CheckReport(Mask())
-    workers.check(report, AGREED, queues)
+    workers.check(report, AGREED, queues, declared)
     return workers, {check.name: check for check in report.checks}
 
 
@@ -430,6 +430,40 @@ def test_a_missing_node_is_named_and_the_others_are_still_compared():
     assert "no answer from c@h3" in found["workers.answer"].actual
     assert found["settings.workers"].ok
     assert workers.unconsumed(["three"]) == [], "the silent one may consume it"
+
+
+def test_a_worker_of_another_application_is_named_and_not_judged():
+    stock = {"conf": {"a@h1": dict(CONF), "b@h2": {"task_serializer": "pickle"}}}
+    stock["result_store"] = {"a@h1": answers()["result_store"]["a@h1"]}
+    _, found = inspected(nodes=["a@h1"], queues=["one"], declared=["one", "three"], **others("b@h2"), **stock)
+    assert found["workers.answer"].actual == "1 answered: a@h1; not this application's, by their queues: b@h2"
+    assert found["settings.workers"].actual == "4 settings agree on a@h1"
+    assert found["workers.outbox"].actual == "empty on a@h1"
+
+
+@pytest.mark.parametrize(
+    "known", [{"nodes": ["a@h1", "b@h2"]}, {"declared": ["one", "other"]}, {"queues": ["one", "other"]}, "silent"]
+)
+def test_a_worker_that_may_be_this_application_s_is_judged(known):
+    stock = {"conf": {"a@h1": dict(CONF), "b@h2": {"task_serializer": "pickle"}}}
+    arguments = {"nodes": ["a@h1"], "queues": ["one"], "declared": ["one"], **others("b@h2")}
+    if known == "silent":
+        del arguments["active_queues"]["b@h2"]
+    else:
+        arguments.update(known)
+    _, found = inspected(**arguments, **stock)
+    assert "b@h2: task_serializer is pickle" in found["settings.workers"].actual
+
+
+def others(node):
+    queues = answers()["active_queues"]
+    return {"active_queues": {**queues, node: [{"name": "other"}]}}
+
+
+def test_only_workers_of_others_answer():
+    _, found = inspected(nodes=(), queues=["mine"], declared=["mine"])
+    assert found["workers.answer"].actual == "no worker of this application answered, only of others: a@h1, b@h2"
+    assert found["settings.workers"].blocked
 
 
 def test_no_worker_at_all():

@@ -40,7 +40,7 @@ NAMES: dict[str, str] = {
     "dead_letters.exchange": "the exchange of dead letters is there, as declared",
     "dead_letters.queue": "the queue of dead letters is there, as declared, and bound",
     "workers.answer": "every expected worker answers",
-    "settings.workers": "every live worker runs with the settings of the file",
+    "settings.workers": "every live worker of the application runs with the settings of the file",
     "workers.queues": "every queue has a worker",
     "workers.outbox": "no result and no dead letter waits for RabbitMQ",
     "workers.connections": "both servers allow the connections that the workers may need",

@@ -49,7 +49,7 @@ def run(request: VerifyRequest, tell: Callable[[Check], None] = lambda _: None) 
         expires = canonical("result_expires", app.conf.result_expires)
         results.check(report, expires if isinstance(expires, (int, float)) else None)
         workers = Workers(app, request.nodes, request.inspect_timeout)
-        workers.check(report, settings.agreed(request.expected), queues)
+        workers.check(report, settings.agreed(request.expected), queues, declared_queues(app))
         workers.check_connections(report, request.broker_facts, request.results_facts)
         broker.check_bindings(report, sorted(set(queues) & workers.consumed))
         # Sending to an undeclared queue would create it.

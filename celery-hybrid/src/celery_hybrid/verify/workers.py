@@ -36,18 +36,29 @@ class Workers:
         self._timeout = timeout
         self._conf: dict[str, dict[str, Any]] = {}
         self._queues: dict[str, list[str]] = {}
+        self._own: list[str] = []
         self.refused: dict[str, str] = {}
 
-    def check(self, report: CheckReport, agreed: Mapping[str, Any], queues: Sequence[str]) -> None:
-        """Run all checks of the workers."""
+    def check(
+        self, report: CheckReport, agreed: Mapping[str, Any], queues: Sequence[str], declared: Sequence[str]
+    ) -> None:
+        """Run all checks of the workers.
+
+        Args:
+            report: takes what is found.
+            agreed: settings that each worker of this application must run with.
+            queues: queues that must each have a worker.
+            declared: the application's queues. A worker that is not named in ``nodes`` and consumes none of them is
+                another application's, in the same database of Redis: its settings are not judged.
+        """
         report.run(
             "workers.answer",
             f"every node answers: {', '.join(self._nodes)}" if self._nodes else "at least one worker answers",
-            self._answer,
+            lambda: self._answer({*queues, *declared}),
             remedy="Look at the node on its host: systemctl status 'celery-worker@*', journalctl -u 'celery-worker@*'.",
             needs=["broker.authorised"],
         )
-        some = [] if self._conf else ["workers.answer"]
+        some = [] if self._own else ["workers.answer"]
         report.run(
             "settings.workers",
             f"{len(agreed)} settings are the file's on every worker",
@@ -124,7 +135,7 @@ class Workers:
         ask = getattr(inspect, command, None) or partial(inspect._request, command)
         return dict(ask(**arguments) or {})
 
-    def _answer(self) -> str:
+    def _answer(self, queues: set[str]) -> str:
         heard = self.ask("ping", None, min(_DISCOVERY, self._timeout))
         known = sorted({*heard, *self._nodes})
         if known:
@@ -142,6 +153,10 @@ class Workers:
             for node, reply in self.ask("report", live, self._timeout).items():
                 if isinstance(reply, dict):
                     self._conf[node]["result_backend"] = reported_backend(str(reply.get("ok", "")))
+        # One that does not say what it consumes counts as this application's.
+        self._own = [
+            node for node in live if node in self._nodes or queues.intersection(self._queues.get(node, queues))
+        ]
         if self.refused:
             named = [node for node in self.refused if "@" in node] or list(self.refused)
             why = self.refused[named[0]] or "no JSON"
@@ -149,17 +164,22 @@ class Workers:
                 f"{', '.join(named)} answers in a format that is not accepted here: {why}",
                 "Its serializer is not the file's: restart it, so that it reads the file.",
             )
+        others = [node for node in live if node not in self._own]
         missing = [node for node in (self._nodes or known) if node not in self._conf]
         heard_from = ", ".join(live) or "none"
         if missing:
             raise Failed(f"no answer from {', '.join(missing)} within {self._timeout:g} s (answered: {heard_from})")
         if not self._conf:
             raise Failed("no worker answered")
-        return f"{len(self._conf)} answered: {heard_from}"
+        if not self._own:
+            raise Failed(f"no worker of this application answered, only of others: {heard_from}")
+        told = f"{len(self._own)} answered: {', '.join(self._own)}"
+        return f"{told}; not this application's, by their queues: {', '.join(others)}" if others else told
 
     def _agree(self, agreed: Mapping[str, Any]) -> str:
         other = []
-        for node, conf in sorted(self._conf.items()):
+        for node in self._own:
+            conf = self._conf[node]
             if "error" in conf and "task_serializer" not in conf:
                 other.append(f"{node} cannot report its configuration: {conf['error']}")
                 continue
@@ -169,9 +189,7 @@ class Workers:
                     other.append(f"{node}: {name} is {show(value)}, the file says {show(wanted)}")
         if other:
             raise Failed("; ".join(other))
-        if not self._conf:
-            raise Failed("no worker answered")
-        return f"{len(agreed)} settings agree on {', '.join(sorted(self._conf))}"
+        return f"{len(agreed)} settings agree on {', '.join(self._own)}"
 
     def _consumed(self, queues: Sequence[str]) -> str:
         lonely = [queue for queue in queues if queue not in self.consumed]
@@ -202,9 +220,9 @@ class Workers:
         return "; ".join(told)
 
     def _outbox(self) -> str:
-        states = self.ask("result_store", sorted(self._conf), self._timeout)
+        states = self.ask("result_store", self._own, self._timeout)
         told = []
-        for node in sorted(self._conf):
+        for node in self._own:
             state = states.get(node) or {}
             outbox = state.get("outbox") if isinstance(state, dict) else None
             if not isinstance(outbox, dict):
@@ -222,7 +240,7 @@ class Workers:
                 told += [f"{node}: {counted(box[name], what)} {words}" for name, words in _OUTBOX if box.get(name)]
         if told:
             raise Failed("; ".join(told))
-        return f"empty on {', '.join(sorted(self._conf))}"
+        return f"empty on {', '.join(self._own)}"
 
 
 _OUTBOX = (
