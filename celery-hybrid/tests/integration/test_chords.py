@@ -465,9 +465,13 @@ def test_body_is_sent_once_though_connections_are_cut(server, notes):
     assert len(lines(notes)) == 6
 
 
-def test_chord_goes_on_while_redis_is_full(notes):
+def test_chord_goes_on_while_redis_is_full(start, queue, notes):
     admin = redis.Redis.from_url(os.environ["CELERY_HYBRID_TEST_BROKER_ADMIN"])
-    result = chord([value.s(n, 2) for n in range(2)], gather.s(str(notes))).apply_async()
+    on = f"{queue}-full"
+    # Its processes have sent nothing yet, so they declare the queue while Redis is full.
+    start(on=on)
+    header = [value.s(n, 2).set(queue=on) for n in range(2)]
+    result = chord(header, gather.s(str(notes)).set(queue=on)).apply_async()
     time.sleep(0.5)
     before = admin.config_get("maxmemory")["maxmemory"]
     admin.config_set("maxmemory", 1)

@@ -462,6 +462,20 @@ def test_a_consumer_binds_again_and_says_so(broker, caplog):
     assert reader.read(1) == [1]
 
 
+def test_queue_that_is_bound_is_declared_while_redis_is_full(broker):
+    queue, other = (Queue(name, Exchange("named", type="direct"), routing_key="key") for name in ("q", "other"))
+    queue.bind(broker.connect("atomic").default_channel).declare()
+    before = broker.redis.config_get("maxmemory")["maxmemory"]
+    broker.redis.config_set("maxmemory", 1)
+    try:
+        queue.bind(broker.connect("atomic").default_channel).declare()
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            other.bind(broker.connect("atomic").default_channel).declare()
+    finally:
+        broker.redis.config_set("maxmemory", before)
+    assert broker.redis.scard(broker.key("_kombu.binding.named")) == 1
+
+
 def test_a_server_that_refuses_for_now_is_asked_again(broker, caplog):
     """Its disk is full, or here: its replicas are away."""
     broker.send([1])

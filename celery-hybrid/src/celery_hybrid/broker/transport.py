@@ -937,6 +937,14 @@ class Channel(stock.Channel):
         """Return the bindings of *exchange*; when Redis has lost them, those that this process has made."""
         return self._bindings(exchange) or self._bind_again(exchange, self.state.bindings)
 
+    def _queue_bind(self, exchange: str, *binding: Any) -> None:
+        try:
+            super()._queue_bind(exchange, *binding)
+        except ResponseError:
+            # A Redis that is full refuses even what would change nothing.
+            if tuple(part or "" for part in binding) not in self._bindings(exchange):
+                raise
+
     def _bindings(self, exchange: str) -> list[tuple[str, ...]]:
         """Return the bindings of *exchange* that are in Redis, whatever separator they were made with."""
         with self.conn_or_acquire() as client:
