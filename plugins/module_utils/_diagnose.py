@@ -19,12 +19,7 @@ from typing import Any
 from ansible_collections.celeryops.hybrid.plugins.module_utils._masking import masked, secrets_of
 from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_api import ManagementApi
 from ansible_collections.celeryops.hybrid.plugins.module_utils._redis_client import RedisClient, tls_context
-from ansible_collections.celeryops.hybrid.plugins.module_utils._verify import (
-    EnvironmentFileError,
-    RunError,
-    parse_environment,
-    run,
-)
+from ansible_collections.celeryops.hybrid.plugins.module_utils._worker_process import RunError, environment_of, run
 
 READER = "celery_hybrid.diagnose"
 # Seconds that one answer of a server, or one command, may take.
@@ -87,11 +82,10 @@ def read_host(params: Mapping[str, Any], hide: Callable[[Iterable[str]], None]) 
     environment: dict[str, str] = {}
     errors: dict[str, str] = {}
     if params["worker"]:
-        path = params["worker"]["environment_file"]
         try:
-            environment = parse_environment(Path(path).read_text("utf-8"))
-        except (EnvironmentFileError, OSError, UnicodeDecodeError) as exc:
-            errors["worker"] = f"{path}: {getattr(exc, 'strerror', None) or exc}"
+            environment = environment_of(params["worker"]["environment_file"])
+        except RunError as exc:
+            errors["worker"] = exc.actual
         secrets = secrets_of(environment)
         hide(secrets)
     sources: dict[str, Callable[[], Any]] = {
@@ -101,7 +95,7 @@ def read_host(params: Mapping[str, Any], hide: Callable[[Iterable[str]], None]) 
         "sockets": lambda: sockets(params["ports"]),
     }
     if environment:
-        sources["worker"] = lambda: worker(params["worker"], environment)
+        sources["worker"] = lambda: worker(params["worker"])
     if params["redis"]:
         sources["redis"] = lambda: redis(params["redis"])
     if params["rabbitmq"]:
@@ -123,7 +117,7 @@ def read_host(params: Mapping[str, Any], hide: Callable[[Iterable[str]], None]) 
     return masked(found, secrets)
 
 
-def worker(params: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+def worker(params: Mapping[str, Any]) -> dict[str, Any]:
     """What celery-hybrid reads with the workers' own Python, environment and rights.
 
     Raises:
@@ -133,7 +127,7 @@ def worker(params: Mapping[str, Any], environment: Mapping[str, str]) -> dict[st
     answer = run(
         python=params["python"],
         user=params["user"],
-        environment=environment,
+        environment_file=params["environment_file"],
         request={name: params[name] for name in names},
         seconds=params["limit"],
         program=READER,

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
-import re
-import signal
 import stat
-import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ansible_collections.celeryops.hybrid.plugins.module_utils._masking import masked, secrets_of
+from ansible_collections.celeryops.hybrid.plugins.module_utils._worker_process import RunError, environment_of, run
 
 VERIFIER = "celery_hybrid.verify"
 _KINDS: dict[str, Any] = {
@@ -29,31 +26,6 @@ _KINDS: dict[str, Any] = {
     "remedy": str,
     "milliseconds": (int, float),
 }
-# Longer answers are no answers.
-_MOST_OUTPUT = 8_000_000
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-# In double quotes a backslash escapes only these, as in a shell.
-_ESCAPED_IN_QUOTES = '"\\`$'
-
-
-class EnvironmentFileError(ValueError):
-    """The environment file is not what systemd would read without a complaint."""
-
-
-class RunError(Exception):
-    """The program could not be run, or gave no answer.
-
-    Args:
-        actual: what happened, in words.
-        remedy: what to do.
-        checks: what had been answered until then.
-    """
-
-    def __init__(self, actual: str, remedy: str, checks: Sequence[dict[str, Any]] = ()) -> None:
-        super().__init__(actual)
-        self.checks = list(checks)
-        self.actual = actual
-        self.remedy = remedy
 
 
 @dataclass
@@ -140,8 +112,8 @@ def verify(
     environment = _read_environment(outcome, Path(params["environment_file"]))
     if environment is None:
         return outcome
-    environment.update({str(name): str(value) for name, value in (params["environment"] or {}).items()})
-    secrets = secrets_of(environment)
+    more = {str(name): str(value) for name, value in (params["environment"] or {}).items()}
+    secrets = secrets_of({**environment, **more})
     hide(secrets)
     started = time.monotonic()
     expected = f"{params['python']} runs {VERIFIER} as user {params['user']}"
@@ -149,9 +121,11 @@ def verify(
         answer = (runner or run)(
             python=params["python"],
             user=params["user"],
-            environment=environment,
+            environment_file=params["environment_file"],
+            environment=more,
             request=request_of(params),
             seconds=params["timeout"],
+            program=VERIFIER,
         )
         checks, skipped, ended = parse_answer(answer)
         if not ended:
@@ -192,91 +166,6 @@ def request_of(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: params[name] for name in names if params[name] is not None}
 
 
-def run(
-    *,
-    python: str,
-    user: str,
-    environment: Mapping[str, str],
-    request: Mapping[str, Any],
-    seconds: float,
-    program: str = VERIFIER,
-) -> str:
-    """Run a program of celery-hybrid as another user, with secrets in its environment only.
-
-    Args:
-        python: the interpreter of the workers.
-        user: the account of the workers.
-        environment: what the workers have in their environment.
-        request: given to it on standard input.
-        seconds: after which it is ended.
-        program: its module.
-
-    Returns:
-        What it printed, also when it had to be ended.
-
-    Raises:
-        RunError: no answer.
-    """
-    if not os.access(python, os.X_OK):
-        raise RunError(
-            f"there is no {python}", "Run the site playbook against this host, or correct python (worker_venv)."
-        )
-    try:
-        account = pwd.getpwnam(user)
-    except KeyError:
-        raise RunError(
-            f"there is no user {user}", "Run the site playbook against this host, or correct user (worker_user)."
-        ) from None
-    own: dict[str, Any] = {}
-    if os.geteuid() == 0:
-        groups = os.getgrouplist(user, account.pw_gid)
-        own = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": groups}
-    elif os.geteuid() != account.pw_uid:
-        raise RunError(f"only root can become {user}", "Run the module with become: true.")
-    base = {
-        "PATH": "/usr/local/bin:/usr/bin:/bin",
-        "LANG": "C.UTF-8",
-        "HOME": account.pw_dir,
-        "USER": user,
-        "LOGNAME": user,
-    }
-    try:
-        process: subprocess.Popen[bytes] = subprocess.Popen(
-            # -I: nothing of the caller's directory or environment is imported.
-            [python, "-I", "-m", program, "--request", "-"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**base, **environment},
-            cwd="/",
-            start_new_session=True,
-            **own,
-        )
-    except OSError as exc:
-        raise RunError(
-            f"{python} cannot be run: {exc.strerror}", "Run the site playbook against this host: it repairs the venv."
-        ) from exc
-    try:
-        out, err = process.communicate(json.dumps(request).encode(), timeout=seconds)
-    except subprocess.TimeoutExpired:
-        # An application may have started children while it was imported.
-        os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate()
-        return out[:_MOST_OUTPUT].decode("utf-8", "replace")
-    if process.returncode in (0, 1) and out.rstrip().rpartition(b"\n")[2].startswith(b'{"end"'):
-        return out[:_MOST_OUTPUT].decode("utf-8", "replace")
-    told = " ".join(err.decode("utf-8", "replace").strip().splitlines()[-1:])
-    if "No module named" in told and "celery_hybrid" in told:
-        raise RunError(
-            f"celery-hybrid, or its {program}, is not installed for {python}",
-            "Run the site playbook against this host: the worker role installs it (worker_hybrid_requirement).",
-        )
-    raise RunError(
-        f"{program} ended with code {process.returncode}: {told or 'without a word'}",
-        "Run it by hand on the host to see more: " + f"{python} -m {program} --help",
-    )
-
-
 def parse_answer(text: str) -> tuple[list[dict[str, Any]], dict[str, str], bool]:
     """What the verifier printed: a line of JSON for each check, then one for the end.
 
@@ -306,107 +195,18 @@ def parse_answer(text: str) -> tuple[list[dict[str, Any]], dict[str, str], bool]
     return checks, {}, False
 
 
-def parse_environment(text: str) -> dict[str, str]:
-    """Read an environment file as systemd does (``EnvironmentFile=``, see systemd.exec(5)).
-
-    Args:
-        text: the file's content.
-
-    Returns:
-        Names and values; the last of several assignments wins.
-
-    Raises:
-        EnvironmentFileError: a line is no assignment, a name is none, or a quote is not closed. The message holds the
-            line's number and never its text, because it may be a secret.
-    """
-    found: dict[str, str] = {}
-    position, line = 0, 1
-    while position < len(text):
-        if text[position] in " \t\r\n":
-            line += text[position] == "\n"
-            position += 1
-            continue
-        end = text.find("\n", position)
-        end = len(text) if end < 0 else end
-        if text[position] in "#;":
-            position = end
-            continue
-        name, equals, _ = text[position:end].partition("=")
-        if not equals:
-            raise EnvironmentFileError(f"line {line} is not of the form NAME=value")
-        if not _NAME.match(name.rstrip()):
-            raise EnvironmentFileError(f"line {line} does not begin with the name of a variable")
-        value, after = _value(text, position + len(name) + 1, line)
-        found[name.rstrip()] = value
-        line += text.count("\n", position, after)
-        position = after
-    return found
-
-
-def _value(text: str, position: int, line: int) -> tuple[str, int]:
-    """One value, and the position after it. A value may be made of several quoted and bare parts."""
-    value: list[str] = []
-    blanks = 0  # at the end of a bare part; they do not belong to it
-    bare = False
-    while position < len(text) and text[position] != "\n":
-        char = text[position]
-        position += 1
-        if char == "\\":
-            bare, blanks = True, 0
-            if position < len(text):
-                # A line that ends in a backslash goes on in the next one.
-                if text[position] != "\n":
-                    value.append(text[position])
-                position += 1
-        elif char in "'\"" and not bare:
-            part, position = _quoted(text, position, char, line)
-            value.append(part)
-        elif char in " \t\r" and not bare:
-            continue
-        else:
-            bare = True
-            value.append(char)
-            blanks = blanks + 1 if char in " \t\r" else 0
-    return "".join(value[: len(value) - blanks] if blanks else value), position
-
-
-def _quoted(text: str, position: int, quote: str, line: int) -> tuple[str, int]:
-    part: list[str] = []
-    while position < len(text):
-        char = text[position]
-        position += 1
-        if char == quote:
-            return "".join(part), position
-        if char == "\\" and quote == '"' and position < len(text):
-            following = text[position]
-            position += 1
-            if following in _ESCAPED_IN_QUOTES:
-                part.append(following)
-            elif following != "\n":
-                part += [char, following]
-        else:
-            part.append(char)
-    raise EnvironmentFileError(f"line {line} opens a quote that is never closed")
-
-
 def _read_environment(outcome: Outcome, path: Path) -> dict[str, str] | None:
     started = time.monotonic()
     expected = "an environment file that only root can read"
     remedy = "Run the site playbook against this host: the worker role writes it."
     try:
+        environment = environment_of(str(path))
         mode = path.stat()
-        environment = parse_environment(path.read_text("utf-8"))
-    except EnvironmentFileError as exc:
-        outcome.add("environment.file", False, expected, f"{path}: {exc}", remedy)
-        return None
-    except UnicodeDecodeError:
-        outcome.add("environment.file", False, expected, f"{path} is not UTF-8 text", remedy)
-        return None
-    except FileNotFoundError:
-        outcome.add("environment.file", False, expected, f"there is no {path}", remedy)
-        return None
     except OSError as exc:
         outcome.add("environment.file", False, expected, f"{path}: {exc.strerror}", "Run the module with become: true.")
+        return None
+    except RunError as exc:
+        outcome.add("environment.file", False, expected, exc.actual, exc.remedy)
         return None
     took = (time.monotonic() - started) * 1000
     permissions = f"{stat.S_IMODE(mode.st_mode):04o}"

@@ -51,11 +51,11 @@ options:
   environment_file:
     description:
       - The workers' environment file, which holds the URLs with their passwords, and which only root can read.
-      - It is read as systemd reads it.
+      - systemd reads it, as it does for the workers.
     type: path
     default: /etc/celery/celery.env
   environment:
-    description: More environment variables, over those of the file.
+    description: More environment variables. No secrets, as the host's users can read them while the checks run.
     type: dict
     default: {}
   config_module:

@@ -144,7 +144,9 @@ class Deployment:
 
     def redis_keys(self):
         client = redis.Redis.from_url(self.broker)
-        return {key.decode() for key in client.scan_iter("*")}
+        keys = {key.decode() for key in client.scan_iter("*")}
+        # Chords of other tests end meanwhile; the verifier has none.
+        return {key for key in keys if not key.startswith("celery.chord")}
 
     def close(self):
         for worker in self.workers:

@@ -509,6 +509,8 @@ RABBITMQ = (
         "api DELETE global-parameters/celery.results.partitions.celery",
         ("rabbitmq: global_parameters",),
         layer="object",
+        # A run knows its own deployment by it, and deletes what others have declared nowhere else.
+        round=2,
     ),
 )
 

@@ -1,7 +1,7 @@
 """Try an application with settings and addresses that are not in use yet.
 
 The ``worker`` role pipes this program, with a call of :func:`main` after it, to the Python of a new virtual
-environment. It becomes the user of the workers, imports the application as a worker would, compares
+environment, as the user of the workers. It imports the application as a worker would, compares
 what the application's settings are with what is declared, and logs in to both servers. When the new
 environment is not the one in use, it looks for queued tasks that the application does not have. The last
 line of its output is ``{"problems": [...], "orphans": [...], "overridden": [...], "version": ..., "tasks": [...]}``,
@@ -16,7 +16,6 @@ import importlib.machinery
 import importlib.metadata
 import json
 import os
-import pwd
 import signal
 import ssl
 import sys
@@ -38,17 +37,11 @@ class TrialError(Exception):
     """The trial cannot go on; the message is the sentence for the reader."""
 
 
-def become(user: str, directory: str, environment: dict[str, str]) -> None:
-    """Become the user of the workers, with the environment of the workers and nothing else."""
-    entry = pwd.getpwnam(user)
-    if os.geteuid() == 0:
-        os.initgroups(user, entry.pw_gid)
-        os.setgid(entry.pw_gid)
-        os.setuid(entry.pw_uid)
+def set_environment(environment: dict[str, str]) -> None:
+    """Set the environment of the workers, and nothing else. It holds secrets, so it comes by standard input."""
     os.environ.clear()
     os.environ.update({"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "CELERY_CONFIG_MODULE": "celeryconfig"})
     os.environ.update({name: str(value) for name, value in environment.items()})
-    os.chdir(directory)
     sys.dont_write_bytecode = True
 
 
@@ -311,7 +304,7 @@ def trial(request: dict[str, Any]) -> dict[str, Any]:
     """Return what the application is, and a sentence for every problem that it or a server has."""
     environment = request["environment"]
     urls = [environment["CELERY_BROKER_URL"], environment["CELERY_RESULT_BACKEND"]]
-    become(request["user"], request["directory"], environment)
+    set_environment(environment)
     sys.path.insert(0, request["directory"])
     answer: dict[str, Any] = {"problems": [], "orphans": [], "overridden": [], "version": "", "tasks": []}
     try:

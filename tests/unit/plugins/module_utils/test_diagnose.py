@@ -84,11 +84,11 @@ def params(tmp_path):
 def test_every_source_that_cannot_be_read_is_an_error_beside_what_could(params):
     found = subject.read_host(params, lambda secrets: None)
     assert set(found["errors"]) == {"worker", "redis", "rabbitmq"}
-    assert "No such file" in found["errors"]["worker"]
+    assert found["errors"]["worker"].startswith("there is no ")
     assert found["sockets"] == []
 
 
-def test_the_workers_secrets_are_hidden_before_anything_is_kept(params, tmp_path, monkeypatch):
+def test_the_workers_secrets_are_hidden_before_anything_is_kept(params, tmp_path, monkeypatch, systemd_run):
     (tmp_path / "none.env").write_text("CELERY_BROKER_URL=redis://celery:open-sesame@h/0\n")
     told: set[str] = set()
 

@@ -42,7 +42,7 @@ def environment_file(tmp_path):
 
 
 @pytest.fixture
-def run_module(monkeypatch, environment_file):
+def run_module(monkeypatch, environment_file, systemd_run):
     def run(answer, **arguments):
         asked = {}
 

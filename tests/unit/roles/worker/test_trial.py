@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import getpass
 import importlib.util
 import json
 import subprocess
@@ -57,7 +56,6 @@ def run(program: str, folder: Path, **changes: Any) -> Any:
         "house_rules": ["task_serializer", "accept_content", "task_acks_late"],
         "queues": ["celery"],
         "servers": False,
-        "user": getpass.getuser(),
         **changes,
     }
     encoded = base64.b64encode(json.dumps(request).encode()).decode()
