@@ -19,8 +19,9 @@ def make_app(**settings):
     """Return an application configured by the environment, with the tasks of this module."""
     app = Celery("hybrid_tasks", set_as_current=False)
     app.conf.update(
-        broker_url=os.environ["CELERY_HYBRID_TEST_BROKER"],
-        result_backend=os.environ["CELERY_HYBRID_TEST_RESULTS"],
+        # Tests that need a server end before they use this one.
+        broker_url=os.environ.get("CELERY_HYBRID_TEST_BROKER", "redis://not-set.invalid"),
+        result_backend=os.environ.get("CELERY_HYBRID_TEST_RESULTS", "amqp://not-set.invalid"),
         result_backend_transport_options=OPTIONS,
         task_default_queue=os.environ.get("CELERY_HYBRID_TEST_QUEUE", "hybrid-tests"),
         broker_connection_retry_on_startup=True,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 
 import pytest
 import redis
+from environment import needed
 
 from celery_hybrid.broker.chord_counter import (
     BODY,
@@ -31,7 +31,7 @@ ORIGIN = {"id": "a", "root_id": "a"}
 
 @pytest.fixture
 def server(broker_url):
-    with redis.Redis.from_url(os.environ["CELERY_HYBRID_TEST_BROKER_ADMIN"], decode_responses=True) as client:
+    with redis.Redis.from_url(needed("CELERY_HYBRID_TEST_BROKER_ADMIN"), decode_responses=True) as client:
         yield client
 
 

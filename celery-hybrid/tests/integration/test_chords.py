@@ -30,6 +30,7 @@ from chord_tasks import (
     quiet,
     value,
 )
+from environment import needed
 
 from celery_hybrid.names import CHORD_PREFIX, CHORDS_OPEN, CHORDS_QUEUE, CHORDS_READY, RESULTS_EXCHANGE
 from celery_hybrid.rabbitmq.records import CHORD_SHAPE, CHORD_SIZE
@@ -51,7 +52,7 @@ def _end_of_app():
 
 @pytest.fixture(scope="module")
 def server(broker_url):
-    with redis.Redis.from_url(os.environ["CELERY_HYBRID_TEST_BROKER_ADMIN"], decode_responses=True) as client:
+    with redis.Redis.from_url(needed("CELERY_HYBRID_TEST_BROKER_ADMIN"), decode_responses=True) as client:
         yield client
 
 
@@ -404,7 +405,7 @@ def test_two_applications_in_one_vhost_send_bodies_of_their_own(start, queue, tm
     """Each has a Redis database of its own."""
     from hybrid_tasks import make_app
 
-    url = os.environ["CELERY_HYBRID_TEST_BROKER_ADMIN"].rsplit("/", 1)[0] + "/7"
+    url = needed("CELERY_HYBRID_TEST_BROKER_ADMIN").rsplit("/", 1)[0] + "/7"
     start(on=queue, CELERY_HYBRID_TEST_BROKER=url)
     mine, others = tmp_path / "mine", tmp_path / "others"
     other = make_app()
@@ -422,7 +423,7 @@ def test_chords_of_an_application_with_a_prefix(server, start, queue, notes):
     from hybrid_tasks import make_app
 
     # The channels of the role's own user have no prefix.
-    url = os.environ["CELERY_HYBRID_TEST_BROKER_ADMIN"]
+    url = needed("CELERY_HYBRID_TEST_BROKER_ADMIN")
     settings = {"broker_transport_options": {"global_keyprefix": "shop:"}}
     start(on=queue, CELERY_HYBRID_TEST_SETTINGS=json.dumps(settings), CELERY_HYBRID_TEST_BROKER=url)
     other = make_app(broker_transport_options={"global_keyprefix": "shop:"})
@@ -456,7 +457,7 @@ def test_body_is_sent_while_rabbitmq_is_away(shell, notes, start, queue):
 
 
 def test_body_is_sent_once_though_connections_are_cut(server, notes):
-    admin = redis.Redis.from_url(os.environ["CELERY_HYBRID_TEST_BROKER_ADMIN"])
+    admin = redis.Redis.from_url(needed("CELERY_HYBRID_TEST_BROKER_ADMIN"))
     results = [chord([value.s(n, 0.1) for n in range(6)], gather.s(str(notes))).apply_async() for _ in range(6)]
     for _ in range(6):
         time.sleep(0.4)
@@ -466,7 +467,7 @@ def test_body_is_sent_once_though_connections_are_cut(server, notes):
 
 
 def test_chord_goes_on_while_redis_is_full(start, queue, notes):
-    admin = redis.Redis.from_url(os.environ["CELERY_HYBRID_TEST_BROKER_ADMIN"])
+    admin = redis.Redis.from_url(needed("CELERY_HYBRID_TEST_BROKER_ADMIN"))
     on = f"{queue}-full"
     # Its processes have sent nothing yet, so they declare the queue while Redis is full.
     start(on=on)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 import redis
+from environment import needed
 from runs import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
@@ -30,7 +31,7 @@ class Broker:
     def __init__(self):
         self.queue = f"claims-{uuid.uuid4().hex[:8]}"
         self.unacked, self.index = f"unacked-{self.queue}", f"unacked_index-{self.queue}"
-        self.redis = redis.Redis.from_url(os.environ["CELERY_HYBRID_TEST_BROKER_ADMIN"], decode_responses=True)
+        self.redis = redis.Redis.from_url(needed("CELERY_HYBRID_TEST_BROKER_ADMIN"), decode_responses=True)
 
     def in_hand(self):
         return self.redis.hkeys(self.unacked)
@@ -223,7 +224,7 @@ class Proxy:
 
 
 def test_worker_that_was_cut_off_does_not_put_back_what_another_has(broker, start, send, tmp_path, monkeypatch):
-    url = os.environ["CELERY_HYBRID_TEST_BROKER"]
+    url = needed("CELERY_HYBRID_TEST_BROKER")
     with contextlib.closing(Proxy(url)) as proxy:
         monkeypatch.setenv("CELERY_HYBRID_TEST_BROKER", proxy.url)
         lonely = start(1)

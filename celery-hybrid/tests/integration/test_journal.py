@@ -5,12 +5,12 @@ The failure itself is played: RabbitMQ is stopped and the stream gets the files 
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 
 import pytest
 from celery import states
+from environment import needed
 
 from celery_hybrid.names import archive_stream, partition_of
 
@@ -58,7 +58,7 @@ def test_lost_without_and_found_with_the_journal(make_app, lose_tail):
     reader = make_app()
     assert [reader.AsyncResult(each).state for each in (first, second)] == [states.PENDING] * 2
     # As a worker does when it starts.
-    keeper.conf.result_backend = os.environ["CELERY_HYBRID_TEST_WORKER"]
+    keeper.conf.result_backend = needed("CELERY_HYBRID_TEST_WORKER")
     assert keeper.backend.store.journal.start()
     end = time.monotonic() + 30
     while reader.AsyncResult(first).state == states.PENDING:
@@ -74,7 +74,7 @@ def test_replay_changes_nothing_that_was_stored_or_forgotten_meanwhile(make_app,
     for each in (app, keeper):
         options = each.conf.result_backend_transport_options
         each.conf.result_backend_transport_options = {**options, "survive_power_loss": True}
-    keeper.conf.result_backend = os.environ["CELERY_HYBRID_TEST_WORKER"]
+    keeper.conf.result_backend = needed("CELERY_HYBRID_TEST_WORKER")
     failed, forgotten, kept = (str(uuid.uuid4()) for _ in range(3))
     app.backend.store_result(failed, None, states.STARTED)
     for task_id in (forgotten, kept):

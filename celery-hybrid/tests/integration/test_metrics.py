@@ -13,6 +13,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from environment import needed
 from runs import wait_until
 
 pytest.importorskip("prometheus_client")
@@ -160,7 +161,7 @@ def test_children_that_outlive_their_worker_do_not_keep_its_port(start, served):
 
 def test_beat_counts_what_it_has_sent(tmp_path, served, queue):
     command = [sys.executable, "-m", "celery", "-A", "metrics_tasks", "beat", "--pidfile=", "-s", str(tmp_path / "s")]
-    environment = {**os.environ, "CELERY_HYBRID_TEST_RESULTS": os.environ["CELERY_HYBRID_TEST_WORKER"]}
+    environment = {**os.environ, "CELERY_HYBRID_TEST_RESULTS": needed("CELERY_HYBRID_TEST_WORKER")}
     beat = subprocess.Popen(command, cwd=TASKS, env=environment, stderr=subprocess.DEVNULL)
     try:
 

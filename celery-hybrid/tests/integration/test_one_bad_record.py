@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
+from environment import needed
 from proxy import Proxy
 
 from celery_hybrid.delivery.outbox import Outbox
@@ -28,7 +29,7 @@ TOO_LARGE = "x" * 20_000_000
 @pytest.fixture
 def proxy():
     """A way to RabbitMQ for the workers of a test."""
-    parts = urlsplit(os.environ["CELERY_HYBRID_TEST_WORKER"])
+    parts = urlsplit(needed("CELERY_HYBRID_TEST_WORKER"))
     proxy = Proxy(parts.hostname, parts.port or 5672)
     yield proxy
     proxy.stop()
@@ -39,7 +40,7 @@ def cut_off(proxy, other_worker, monkeypatch):
     """Start a worker that is reached by the proxy alone, with an outbox in a folder."""
 
     def start(folder, **options):
-        parts = urlsplit(os.environ["CELERY_HYBRID_TEST_WORKER"])
+        parts = urlsplit(needed("CELERY_HYBRID_TEST_WORKER"))
         login = parts.netloc.rpartition("@")[0]
         url = urlunsplit(parts._replace(netloc=f"{login}@127.0.0.1:{proxy.port}"))
         monkeypatch.setenv("CELERY_HYBRID_TEST_WORKER", url)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import redis
 from celery.worker import state
+from environment import needed
 from runs import wait_until
 
 pytestmark = pytest.mark.integration
@@ -36,7 +37,7 @@ class Unit:
                 cwd=TASKS,
                 env={
                     **os.environ,
-                    "CELERY_HYBRID_TEST_RESULTS": os.environ["CELERY_HYBRID_TEST_WORKER"],
+                    "CELERY_HYBRID_TEST_RESULTS": needed("CELERY_HYBRID_TEST_WORKER"),
                     "NOTIFY_SOCKET": str(folder / "notify"),
                     "WATCHDOG_USEC": "2000000",
                 },
