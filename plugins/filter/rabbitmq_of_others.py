@@ -54,8 +54,8 @@ _value:
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_topology import (
+    DeclarationError,
     Prune,
-    TopologyError,
     of_others,
 )
 
@@ -63,7 +63,7 @@ from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_topolog
 def rabbitmq_of_others(value, topology, vhost, prune, protected):
     try:
         return of_others(value, topology, vhost, Prune(prune, [vhost], protected))
-    except (TopologyError, ValueError, KeyError, TypeError) as error:
+    except (DeclarationError, ValueError, KeyError, TypeError) as error:
         raise AnsibleFilterError(f"celeryops.hybrid.rabbitmq_of_others: {error}") from error
 
 

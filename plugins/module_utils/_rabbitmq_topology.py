@@ -134,12 +134,12 @@ KIND = {kind.name: kind for kind in KINDS}
 FOREIGN_BINDINGS = "foreign_bindings"
 
 
-class TopologyError(Exception):
+class DeclarationError(Exception):
     """What is declared cannot be, or could not be written; the message says what to do."""
 
 
 @dataclasses.dataclass
-class Difference:
+class ObjectDifference:
     """One object that is not as declared.
 
     Attributes:
@@ -252,7 +252,7 @@ def declared(parameters: dict[str, list[Object] | None]) -> tuple[Topology, dict
     """Return the declared topology, and the keys of what is declared absent.
 
     Raises:
-        TopologyError: an object is declared twice, or a needed field is missing.
+        DeclarationError: an object is declared twice, or a needed field is missing.
     """
     present: Topology = {kind.name: {} for kind in KINDS}
     absent: dict[str, set[Key]] = {kind.name: set() for kind in KINDS}
@@ -260,14 +260,14 @@ def declared(parameters: dict[str, list[Object] | None]) -> tuple[Topology, dict
         for item in parameters.get(kind.name) or []:
             key = key_of(kind, item)
             if key in present[kind.name] or key in absent[kind.name]:
-                raise TopologyError(f"{kind.name}: {', '.join(key)} is declared twice.")
+                raise DeclarationError(f"{kind.name}: {', '.join(key)} is declared twice.")
             if item.get("state", "present") == "absent":
                 absent[kind.name].add(key)
                 continue
             fields = {name: item.get(name.replace("-", "_")) for name in kind.fields}
             fields = {name: kind.fields[name] if value is None else value for name, value in fields.items()}
             if "pattern" in fields and fields["pattern"] is None:
-                raise TopologyError(f"{kind.name}: {', '.join(key)} needs 'pattern'.")
+                raise DeclarationError(f"{kind.name}: {', '.join(key)} needs 'pattern'.")
             if kind.name == "queues":
                 fields["arguments"] = queue_arguments(item)
             if item.get("update_password") == "on_create" and fields.get("password") is not None:
@@ -290,14 +290,14 @@ def queue_arguments(item: Object) -> Object:
     """Return the arguments of a declared queue, with those that have options of their own.
 
     Raises:
-        TopologyError: one is declared in both ways.
+        DeclarationError: one is declared in both ways.
     """
     arguments = dict(item.get("arguments") or {})
     for option, argument in QUEUE_OPTIONS.items():
         if item.get(option) is None:
             continue
         if argument in arguments:
-            raise TopologyError(
+            raise DeclarationError(
                 f"queues: {item['vhost']}/{item['name']} has both {option!r} and {argument}. Remove one."
             )
         arguments[argument] = item[option]
@@ -427,7 +427,7 @@ class Prune:
         username: who asks, and stays as well.
 
     Raises:
-        TopologyError: it cannot be meant.
+        DeclarationError: it cannot be meant.
     """
 
     kinds: Sequence[str] = ()
@@ -440,11 +440,11 @@ class Prune:
             try:
                 re.compile(pattern)
             except re.error as exc:
-                raise TopologyError(f"protected: {pattern!r} is not a regular expression: {exc}.") from exc
+                raise DeclarationError(f"protected: {pattern!r} is not a regular expression: {exc}.") from exc
         if not self.vhosts and (
             homeless := [kind for kind in self.kinds if "vhost" in KIND.get(kind, KIND["bindings"]).key]
         ):
-            raise TopologyError(
+            raise DeclarationError(
                 f"prune: 'prune_vhosts' is empty, so {', '.join(homeless)} would be deleted nowhere. Name some vhosts."
             )
 
@@ -474,17 +474,17 @@ class Prune:
 
 def differences(
     present: Topology, absent: dict[str, set[Key]], found: Topology, prune: Prune = Prune()
-) -> list[Difference]:
+) -> list[ObjectDifference]:
     """Return what differs, in the order in which it is written: first what goes, then what comes."""
-    gone: list[Difference] = []
-    come: list[Difference] = []
+    gone: list[ObjectDifference] = []
+    come: list[ObjectDifference] = []
     for kind in KINDS:
         before, after = found[kind.name], present[kind.name]
         doomed = absent[kind.name] & set(before) | set(prune.doomed(kind, before, after, present["exchanges"]))
-        gone += [Difference(kind, key, before[key], None) for key in sorted(doomed)]
+        gone += [ObjectDifference(kind, key, before[key], None) for key in sorted(doomed)]
         for key, wanted in after.items():
             existing = before.get(key)
-            difference = Difference(kind, key, existing, settled(kind, existing, wanted))
+            difference = ObjectDifference(kind, key, existing, settled(kind, existing, wanted))
             if existing is not None and not kind.in_place:
                 difference.obstacle = CANNOT_CHANGE
             if difference.before != difference.after:
@@ -520,7 +520,7 @@ def settled(kind: Kind, before: Object | None, wanted: Object) -> Object:
     return wanted
 
 
-def after_writing(found: Topology, changes: Iterable[Difference]) -> Topology:
+def after_writing(found: Topology, changes: Iterable[ObjectDifference]) -> Topology:
     """Return the topology that the changes lead to; what lived in a vhost, or was a user's, goes with it."""
     result = {name: dict(objects) for name, objects in found.items()}
     for change in changes:

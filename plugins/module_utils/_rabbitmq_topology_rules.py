@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from ansible_collections.celeryops.hybrid.plugins.module_utils._masking import MASK
 from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_topology import (
     KIND,
-    Difference,
     Key,
     Object,
+    ObjectDifference,
     Topology,
 )
 
@@ -60,7 +60,7 @@ class Plan:
 
     present: Topology
     after: Topology
-    changes: list[Difference]
+    changes: list[ObjectDifference]
     examples: dict[tuple[str, Key], list[str]]
 
     def written(self, *kinds: str) -> Iterator[tuple[str, Key, Object]]:

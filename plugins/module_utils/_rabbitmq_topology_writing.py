@@ -14,12 +14,12 @@ from urllib.parse import quote
 from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_api import Api, ApiError
 from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_topology import (
     KIND,
-    Difference,
+    DeclarationError,
     Key,
     Kind,
     Object,
+    ObjectDifference,
     Topology,
-    TopologyError,
     canonical,
     password_hash,
 )
@@ -37,7 +37,7 @@ NEEDS_SHOVEL = "Messages are moved safely only by a shovel: enable the plugin ra
 DROPPING = ("message-ttl", "expires", "max-length", "max-length-bytes")
 
 
-def write(api: Api, difference: Difference) -> None:
+def write(api: Api, difference: ObjectDifference) -> None:
     """Write one difference."""
     kind, key = difference.kind, difference.key
     if difference.after is None:
@@ -72,7 +72,7 @@ def body_of(kind: Kind, key: Key, fields: Object) -> Object:
     return fields
 
 
-def delete(api: Api, difference: Difference) -> None:
+def delete(api: Api, difference: ObjectDifference) -> None:
     """Delete one object; a queue only when it is empty, because nothing may be lost by the way."""
     kind, key = difference.kind, difference.key
     path = kind.path(key)
@@ -87,7 +87,7 @@ def delete(api: Api, difference: Difference) -> None:
         # The server itself looks only into classic ones: quorum queues refuse the question, and streams ignore it.
         classic = (difference.before or {})["type"] == "classic"
         if not classic and (count := messages_in(api, key, (difference.before or {})["type"])):
-            raise TopologyError(NOT_EMPTY.format(count=count))
+            raise DeclarationError(NOT_EMPTY.format(count=count))
         api.send("DELETE", *path, query="?if-empty=true" if classic else "")
     else:
         api.send("DELETE", *path)
@@ -135,7 +135,7 @@ def closed(api: Api, vhost: str, found: Topology) -> Iterator[None]:
     """Let nobody into a vhost, so that nothing is published in it meanwhile.
 
     Raises:
-        TopologyError: somebody is in.
+        DeclarationError: somebody is in.
     """
     path = KIND["vhost_limits"].path((vhost, "max-connections"))
     before = found["vhost_limits"].get((vhost, "max-connections"))
@@ -144,7 +144,7 @@ def closed(api: Api, vhost: str, found: Topology) -> Iterator[None]:
         # Who has just come is in the list a moment later.
         time.sleep(1)
         if users := connected(api, vhost):
-            raise TopologyError(still_connected(users, vhost))
+            raise DeclarationError(still_connected(users, vhost))
         yield
     finally:
         try:
@@ -153,13 +153,13 @@ def closed(api: Api, vhost: str, found: Topology) -> Iterator[None]:
             else:
                 api.send("PUT", *path, body=before)
         except ApiError as exc:
-            raise TopologyError(
+            raise DeclarationError(
                 f"vhost {vhost} still lets no client in, because of its limit max-connections of 0: {exc}. "
                 f"Open it with rabbitmqctl clear_vhost_limits -p {vhost}, and run again."
             ) from exc
 
 
-def inspect(api: Api, changes: list[Difference], recreate: str) -> None:
+def inspect(api: Api, changes: list[ObjectDifference], recreate: str) -> None:
     """Find out which differences must not be written, because messages would be lost, and which may after all.
 
     Args:
@@ -186,7 +186,7 @@ def inspect(api: Api, changes: list[Difference], recreate: str) -> None:
             change.recreate = not deleted and not change.obstacle
 
 
-def why_not(change: Difference, count: int, recreate: str, api: Api) -> str:
+def why_not(change: ObjectDifference, count: int, recreate: str, api: Api) -> str:
     """Return why a queue that holds messages is not deleted or recreated."""
     before, after = change.before or {}, change.after
     if not count:
@@ -213,7 +213,7 @@ def why_not(change: Difference, count: int, recreate: str, api: Api) -> str:
 # --- recreation -----------------------------------------------------------------------------------
 
 
-def recreate(api: Api, change: Difference, found: Topology, doomed: set[Key]) -> None:
+def recreate(api: Api, change: ObjectDifference, found: Topology, doomed: set[Key]) -> None:
     """Delete a queue or exchange, make it as declared, and bind it as it was; messages wait in a queue beside it.
 
     Args:
@@ -235,14 +235,14 @@ def recreate(api: Api, change: Difference, found: Topology, doomed: set[Key]) ->
         try:
             write(api, change)
         except ApiError as exc:
-            write(api, Difference(change.kind, change.key, None, change.before))
-            raise TopologyError(f"{exc} It is there again, as it was.") from exc
+            write(api, ObjectDifference(change.kind, change.key, None, change.before))
+            raise DeclarationError(f"{exc} It is there again, as it was.") from exc
         finally:
             place = {"queues": "queue", "exchanges": "exchange"}[change.kind.name]
             for key, binding in found["bindings"].items():
                 ends = {("exchange", key[1]), (key[2], key[3])}
                 if key[0] == vhost and (place, name) in ends and key not in doomed:
-                    write(api, Difference(KIND["bindings"], key, None, binding))
+                    write(api, ObjectDifference(KIND["bindings"], key, None, binding))
     if messages:
         move(api, vhost, name + KEPT, name)
         api.send("DELETE", "queues", vhost, name + KEPT, query="?if-empty=true")
@@ -255,7 +255,7 @@ def keep(api: Api, vhost: str, name: str) -> None:
     queue = api.get(*path)
     if dropping := set(queue.get("effective_policy_definition") or {}) & set(DROPPING):
         api.send("DELETE", *path, query="?if-empty=true")
-        raise TopologyError(
+        raise DeclarationError(
             f"its messages would wait in the queue {name + KEPT}, to which a policy applies that sets "
             f"{', '.join(sorted(dropping))} and would drop them. Give the policy a pattern that ends with the name of "
             "the queue ($), and run again."
@@ -264,14 +264,14 @@ def keep(api: Api, vhost: str, name: str) -> None:
         move(api, vhost, name, name + KEPT)
     except ApiError as exc:
         api.send("DELETE", *path, query="?if-empty=true")
-        raise TopologyError(f"{exc} {NEEDS_SHOVEL}") from exc
+        raise DeclarationError(f"{exc} {NEEDS_SHOVEL}") from exc
 
 
 def move(api: Api, vhost: str, source: str, target: str) -> None:
     """Move what is in a queue into another one, by a shovel that acknowledges only what the target has confirmed.
 
     Raises:
-        TopologyError: it does not move; every message is in one of the two.
+        DeclarationError: it does not move; every message is in one of the two.
     """
     path = KIND["parameters"].path(("shovel", vhost, SHOVEL))
     # Without a host the shovel needs no password.
@@ -295,17 +295,17 @@ def move(api: Api, vhost: str, source: str, target: str) -> None:
             deadline, last = time.monotonic() + PATIENCE, left
         if time.monotonic() > deadline:
             api.send("DELETE", *path)
-            raise TopologyError(
+            raise DeclarationError(
                 f"its messages do not move from {source} to {target} in vhost {vhost}; the log of RabbitMQ says why. "
                 "None is lost: each is in one of the two. Repair what the log names, and run again."
             )
         time.sleep(0.5)
 
 
-def unfinished(present: Topology, found: Topology) -> list[Difference]:
+def unfinished(present: Topology, found: Topology) -> list[ObjectDifference]:
     """Return the queues in which an interrupted run has left the messages of declared ones."""
     kept = [(vhost, name + KEPT) for vhost, name in present["queues"]]
-    return [Difference(KIND["queues"], key, found["queues"][key], None) for key in kept if key in found["queues"]]
+    return [ObjectDifference(KIND["queues"], key, found["queues"][key], None) for key in kept if key in found["queues"]]
 
 
 # --- all of it -----------------------------------------------------------------------------------
@@ -314,13 +314,13 @@ def unfinished(present: Topology, found: Topology) -> list[Difference]:
 class PartlyWrittenError(Exception):
     """Not all could be written; the arguments are what was done, and what was left."""
 
-    def __init__(self, reason: str, done: list[Difference], left: list[Difference]) -> None:
+    def __init__(self, reason: str, done: list[ObjectDifference], left: list[ObjectDifference]) -> None:
         super().__init__(reason)
         self.done = done
         self.left = left
 
 
-def apply(api: Api, changes: list[Difference], found: Topology) -> None:
+def apply(api: Api, changes: list[ObjectDifference], found: Topology) -> None:
     """Write the differences in order.
 
     Raises:
@@ -339,11 +339,11 @@ def apply(api: Api, changes: list[Difference], found: Topology) -> None:
                 if change.after is None and change.kind.name == "queues" and change.key[1].endswith(KEPT):
                     move(api, *change.key, change.key[1].removesuffix(KEPT))
                 write(api, change)
-        except (ApiError, TopologyError) as exc:
+        except (ApiError, DeclarationError) as exc:
             raise PartlyWrittenError(f"{change.label}: {exc}", changes[:number], changes[number:]) from exc
 
 
-def diff_of(changes: list[Difference]) -> dict[str, dict[str, Object]]:
+def diff_of(changes: list[ObjectDifference]) -> dict[str, dict[str, Object]]:
     """Return the two sides as ``--diff`` shows them, with secrets masked."""
     return {
         "before": {change.label: change.shown(change.before) for change in changes if change.before is not None},

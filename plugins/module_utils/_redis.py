@@ -354,7 +354,7 @@ def _first_name(name: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference:
+class SettingDifference:
     """One thing that the running server does not have as declared. Secrets are masked.
 
     Attributes:
@@ -429,7 +429,7 @@ class Runtime:
             raise ValueError("; ".join(self._unknown(name, known) for name in unknown))
         self._refuse_too_little_memory(running["maxmemory"])
 
-    def differences(self) -> list[Difference]:
+    def differences(self) -> list[SettingDifference]:
         """Return what differs. A line that is not a setting is not compared, see :meth:`unseen`."""
         return [*self._setting_differences(), *self._user_differences()]
 
@@ -437,7 +437,7 @@ class Runtime:
         """Return the declared lines that ``CONFIG GET`` does not show."""
         return [name for name in self._settings if name not in self._running()]
 
-    def repair(self, found: t.Sequence[Difference]) -> bool:
+    def repair(self, found: t.Sequence[SettingDifference]) -> bool:
         """Change live what can be changed live. The files must say the same, or a restart undoes it.
 
         Returns:
@@ -556,7 +556,7 @@ class Runtime:
             return _NO_SETTING in str(exc)
         return True
 
-    def _setting_differences(self) -> t.Iterator[Difference]:
+    def _setting_differences(self) -> t.Iterator[SettingDifference]:
         running = self._running()
         undeclared = {name: value for name, value in self._fresh.items() if _first_name(name) not in self._fresh}
         for name, declared in {**undeclared, **self._settings}.items():
@@ -567,7 +567,7 @@ class Runtime:
                 ("set" if running[name] else "", "another") if name in SECRETS else (running[name], declared)
             )
             how = "" if live else " (needs a restart)"
-            yield Difference(
+            yield SettingDifference(
                 "runtime",
                 "setting",
                 name,
@@ -577,19 +577,21 @@ class Runtime:
                 f"{name}: running {before!r}, declared {after!r}{how}",
             )
 
-    def _user_differences(self) -> t.Iterator[Difference]:
+    def _user_differences(self) -> t.Iterator[SettingDifference]:
         if self._users is None:
             return
         listed = {user.name: user for user in map(_Listed, self._client.call("ACL", "LIST"))}
         for declared in self._as_listed(self._users):
             name, running = declared.name, listed.pop(declared.name, None)
             if running is None:
-                yield Difference("object", "user", name, "create", None, declared.shown(), f"user {name} is missing")
+                yield SettingDifference(
+                    "object", "user", name, "create", None, declared.shown(), f"user {name} is missing"
+                )
                 continue
             sentence = _user_sentence(running, declared)
             if sentence:
                 other = running.passwords != declared.passwords and running.password == declared.password
-                yield Difference(
+                yield SettingDifference(
                     "object",
                     "user",
                     name,
@@ -600,7 +602,7 @@ class Runtime:
                 )
         for name in sorted(listed) if self._prune_users else ():
             actual = listed[name].shown()
-            yield Difference("object", "user", name, "delete", actual, None, f"user {name} is not declared")
+            yield SettingDifference("object", "user", name, "delete", actual, None, f"user {name} is not declared")
 
     def _as_listed(self, users: t.Sequence[User]) -> list[_Listed]:
         """Return the declared users as this server would list them.

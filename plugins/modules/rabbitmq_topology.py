@@ -508,8 +508,8 @@ from ansible_collections.celeryops.hybrid.plugins.module_utils._rabbitmq_topolog
     FOREIGN_BINDINGS,
     KIND,
     KINDS,
+    DeclarationError,
     Prune,
-    TopologyError,
     actual,
     after_writing,
     declared,
@@ -662,7 +662,7 @@ def main() -> None:
             done=done,
             left=left,
         )
-    except (ApiError, TopologyError) as exc:
+    except (ApiError, DeclarationError) as exc:
         module.fail_json(msg=str(exc))
     module.exit_json(**result)
 

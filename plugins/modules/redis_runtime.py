@@ -241,7 +241,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ansible_collections.celeryops.hybrid.plugins.module_utils._module import Module
-from ansible_collections.celeryops.hybrid.plugins.module_utils._redis import Difference, Runtime, secret_values
+from ansible_collections.celeryops.hybrid.plugins.module_utils._redis import Runtime, SettingDifference, secret_values
 from ansible_collections.celeryops.hybrid.plugins.module_utils._redis_client import (
     RedisError,
     RefusedError,
@@ -287,7 +287,7 @@ def argument_spec() -> dict[str, Any]:
     }
 
 
-def diff_of(found: list[Difference]) -> dict[str, Any]:
+def diff_of(found: list[SettingDifference]) -> dict[str, Any]:
     """Return the two sides as ``--diff`` shows them, each with what it has."""
     sides = {
         "before": {f"{item.kind} {item.name}": item.actual for item in found},

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the tasks of a look in check mode tell about drift, and the reports that are made of it.
 
-A task's result becomes :class:`Finding` objects; a :class:`Report` collects those of all hosts and renders them as a
-table for people, as JSON, and as metrics for the text collector of Prometheus' node exporter.
+A task's result becomes :class:`DriftFinding` objects; a :class:`Report` collects those of all hosts and renders them
+as a table for people, as JSON, and as metrics for the text collector of Prometheus' node exporter.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Result = t.Mapping[str, t.Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class DriftFinding:
     """One thing that is not as declared.
 
     Attributes:
@@ -55,7 +55,7 @@ class Finding:
 # --- from a task's result to findings --------------------------------------------------------------
 
 
-def findings(module: str, name: str, arguments: Result, result: Result) -> list[Finding]:
+def findings(module: str, name: str, arguments: Result, result: Result) -> list[DriftFinding]:
     """Return what a task found.
 
     Args:
@@ -70,22 +70,22 @@ def findings(module: str, name: str, arguments: Result, result: Result) -> list[
     if told is not None:
         # A server that does not let its administrator in cannot be compared.
         unseen = [str(result["message"])] if result.get("message") and result.get("status", "ok") != "ok" else []
-        return [Finding("runtime", name, "", sentence) for sentence in unseen] + [_told(item) for item in told]
+        return [DriftFinding("runtime", name, "", sentence) for sentence in unseen] + [_told(item) for item in told]
     if not result.get("changed"):
         return []
     reader = READERS.get(module.rpartition(".")[2], _task)
     return reader(name, arguments, result)
 
 
-def _told(item: t.Any) -> Finding:
+def _told(item: t.Any) -> DriftFinding:
     """Return what one of the collection's own modules tells."""
     if not isinstance(item, t.Mapping):
-        return Finding("runtime", str(item), "", "")
+        return DriftFinding("runtime", str(item), "", "")
     note = item.get("sentence", "") if item.get("action") == "conflict" else ""
     if item.get("action") == "restart":
         note = "needs a restart"
     kind, name = str(item.get("kind", "")), str(item.get("name", ""))
-    return Finding(
+    return DriftFinding(
         str(item.get("layer", "runtime")),
         f"{kind} {name}".strip(),
         *_apart(item.get("declared"), item.get("actual")),
@@ -134,11 +134,11 @@ def _text(value: t.Any) -> str:
     return json.dumps(value, default=str)
 
 
-def _file(_name: str, arguments: Result, result: Result) -> list[Finding]:
+def _file(_name: str, arguments: Result, result: Result) -> list[DriftFinding]:
     """Return what a task that writes files found: other content, other owner or mode, missing, of another type."""
     path = str(arguments.get("dest") or arguments.get("path") or result.get("dest") or result.get("path") or "")
     if "censored" in result:
-        return [Finding("file", path, SECRET, SECRET)]
+        return [DriftFinding("file", path, SECRET, SECRET)]
     found = []
     differs = result.get("diff") or []
     for diff in [differs] if isinstance(differs, t.Mapping) else differs:
@@ -146,21 +146,21 @@ def _file(_name: str, arguments: Result, result: Result) -> list[Finding]:
         if isinstance(before, t.Mapping) and isinstance(after, t.Mapping):
             names = [name for name in after if name != "path" and before.get(name) != after.get(name)]
             if before.get("state") == "absent":
-                found.append(Finding("file", path, str(after.get("state", "present")), "absent"))
+                found.append(DriftFinding("file", path, str(after.get("state", "present")), "absent"))
             elif names:
-                found.append(Finding("file", path, _fields(after, names), _fields(before, names)))
+                found.append(DriftFinding("file", path, _fields(after, names), _fields(before, names)))
         elif before is not None or after is not None:
-            found.append(Finding("file", path, *_lines(str(before or ""), str(after or ""), diff)))
-    return found or [Finding("file", path, "as declared", "differs")]
+            found.append(DriftFinding("file", path, *_lines(str(before or ""), str(after or ""), diff)))
+    return found or [DriftFinding("file", path, "as declared", "differs")]
 
 
-def _files(name: str, _arguments: Result, result: Result) -> list[Finding]:
+def _files(name: str, _arguments: Result, result: Result) -> list[DriftFinding]:
     """Return what managed_files found, one difference after the other."""
     found = []
     for diff in result.get("diff") or []:
         path = diff.get("after_header") or diff["after"]["path"]
         if diff["before"] == HIDDEN:
-            found.append(Finding("file", path, SECRET, SECRET))
+            found.append(DriftFinding("file", path, SECRET, SECRET))
         else:
             found += _file(name, {"path": path}, {"diff": diff})
     return found
@@ -185,20 +185,20 @@ def _first(lines: list[str]) -> str:
     return telling[0] + (f" (and {_count(len(lines) - 1, 'more line')})" if len(lines) > 1 else "")
 
 
-def _package(_name: str, arguments: Result, result: Result) -> list[Finding]:
+def _package(_name: str, arguments: Result, result: Result) -> list[DriftFinding]:
     installed = re.findall(r"^Inst (\S+)", str(result.get("stdout", "")), re.MULTILINE)
     names = arguments.get("name") or []
     wanted = [names] if isinstance(names, str) else list(names)
     missing = [name for name in wanted if name in installed] or wanted
-    return [Finding("package", f"package {name}", "installed", "not installed") for name in missing]
+    return [DriftFinding("package", f"package {name}", "installed", "not installed") for name in missing]
 
 
-def _selection(_name: str, arguments: Result, result: Result) -> list[Finding]:
+def _selection(_name: str, arguments: Result, result: Result) -> list[DriftFinding]:
     what = f"package {arguments.get('name', '')}"
-    return [Finding("package", what, str(result.get("after", "")), str(result.get("before", "")))]
+    return [DriftFinding("package", what, str(result.get("after", "")), str(result.get("before", "")))]
 
 
-def _service(_name: str, arguments: Result, result: Result) -> list[Finding]:
+def _service(_name: str, arguments: Result, result: Result) -> list[DriftFinding]:
     """Return what is not as declared about a unit: its state, whether it starts at boot, whether it is masked."""
     status = result.get("status") or {}
     declared, actual = [], []
@@ -218,24 +218,26 @@ def _service(_name: str, arguments: Result, result: Result) -> list[Finding]:
         actual.append(str(status.get("UnitFileState") or result.get("enabled") or "unknown"))
     unit = str(arguments.get("name", ""))
     return [
-        Finding("runtime", f"service {unit}", ", ".join(declared) or "as declared", ", ".join(actual) or "differs"),
+        DriftFinding(
+            "runtime", f"service {unit}", ", ".join(declared) or "as declared", ", ".join(actual) or "differs"
+        ),
     ]
 
 
-def _account(_name: str, arguments: Result, _result: Result) -> list[Finding]:
+def _account(_name: str, arguments: Result, _result: Result) -> list[DriftFinding]:
     what = f"{'user' if {'home', 'shell', 'groups'} & set(arguments) else 'group'} {arguments.get('name', '')}"
-    return [Finding("object", what, "as the role declares it", "differs or absent")]
+    return [DriftFinding("object", what, "as the role declares it", "differs or absent")]
 
 
-def _sentence(name: str, _arguments: Result, result: Result) -> list[Finding]:
-    return [Finding("runtime", name, "", _text(result.get("msg", "")))]
+def _sentence(name: str, _arguments: Result, result: Result) -> list[DriftFinding]:
+    return [DriftFinding("runtime", name, "", _text(result.get("msg", "")))]
 
 
-def _task(name: str, _arguments: Result, _result: Result) -> list[Finding]:
-    return [Finding("runtime", name, "done", "not done")]
+def _task(name: str, _arguments: Result, _result: Result) -> list[DriftFinding]:
+    return [DriftFinding("runtime", name, "done", "not done")]
 
 
-READERS: dict[str, t.Callable[[str, Result, Result], list[Finding]]] = {
+READERS: dict[str, t.Callable[[str, Result, Result], list[DriftFinding]]] = {
     "apt": _package,
     "copy": _file,
     "debug": _sentence,
@@ -256,7 +258,7 @@ READERS: dict[str, t.Callable[[str, Result, Result], list[Finding]]] = {
 class Host:
     """What is known of one host."""
 
-    findings: list[Finding] = dataclasses.field(default_factory=list)
+    findings: list[DriftFinding] = dataclasses.field(default_factory=list)
     # What a repair would do besides, for example restart a service.
     consequences: list[str] = dataclasses.field(default_factory=list)
     # Why the look was not complete.
@@ -276,7 +278,7 @@ class Report:
     def __init__(self) -> None:
         self.hosts: dict[str, Host] = collections.defaultdict(Host)
 
-    def add(self, host: str, found: t.Iterable[Finding]) -> None:
+    def add(self, host: str, found: t.Iterable[DriftFinding]) -> None:
         """Add findings, each once: a role may compare a thing twice."""
         known = self.hosts[host].findings
         known += [finding for finding in dict.fromkeys(found) if finding not in known]

@@ -101,7 +101,7 @@ def compare(declared: dict[str, Any], **options: Any) -> list[tuple[str, str]]:
     return [(difference.action, difference.label) for difference in found]
 
 
-def changes(declared: dict[str, Any], definitions: dict[str, Any] = DEFINITIONS) -> list[topology.Difference]:
+def changes(declared: dict[str, Any], definitions: dict[str, Any] = DEFINITIONS) -> list[topology.ObjectDifference]:
     present, absent = topology.declared(declared)
     return topology.differences(present, absent, topology.actual(definitions))
 
@@ -235,7 +235,7 @@ def test_prune_deletes_only_where_and_what_it_is_told(
     ],
 )
 def test_prune_that_cannot_be_meant_is_refused(options: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(topology.TopologyError, match=sentence):
+    with pytest.raises(topology.DeclarationError, match=sentence):
         topology.Prune(**options)
 
 
@@ -254,7 +254,7 @@ def test_a_queue_is_deleted_only_when_it_is_empty() -> None:
     ],
 )
 def test_a_quorum_queue_with_a_message_is_not_deleted(answers: dict[str, Any]) -> None:
-    gone = topology.Difference(topology.KIND["queues"], ("celery", "quorum"), {"type": "quorum"}, None)
+    gone = topology.ObjectDifference(topology.KIND["queues"], ("celery", "quorum"), {"type": "quorum"}, None)
     api = Memory(answers=answers)
     with pytest.raises(writing.PartlyWrittenError, match="holds 1 messages"):
         writing.apply(api, [gone], FOUND)
@@ -354,7 +354,7 @@ def test_a_binding_is_deleted_by_the_key_that_the_server_gives_it() -> None:
 
 
 def test_deleting_one_topic_permission_leaves_the_others() -> None:
-    gone = topology.Difference(topology.KIND["topic_permissions"], ("celery", "worker", "x/y"), {}, None)
+    gone = topology.ObjectDifference(topology.KIND["topic_permissions"], ("celery", "worker", "x/y"), {}, None)
     api = Memory()
     writing.apply(api, [gone], FOUND)
     assert api.sent == [("DELETE", "topic-permissions/celery/worker/x/y", None)]
@@ -396,7 +396,7 @@ def test_half_failed_run_reports_what_was_done() -> None:
     ],
 )
 def test_a_wrong_declaration_is_refused(declared: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(topology.TopologyError, match=sentence):
+    with pytest.raises(topology.DeclarationError, match=sentence):
         topology.declared(declared)
 
 
@@ -507,7 +507,7 @@ def test_options_of_a_queue_are_its_arguments() -> None:
         "x-message-ttl": 5,
         "x-dead-letter-exchange": "dlx",
     }
-    with pytest.raises(topology.TopologyError, match="has both 'max_length' and x-max-length"):
+    with pytest.raises(topology.DeclarationError, match="has both 'max_length' and x-max-length"):
         topology.declared({"queues": [{**NEW, "max_length": 1, "arguments": {"x-max-length": 1}}]})
 
 
@@ -603,5 +603,5 @@ def test_foreign_bindings_of_declared_exchanges_go(key, goes):
 
 
 def test_foreign_bindings_need_a_vhost():
-    with pytest.raises(topology.TopologyError, match="'prune_vhosts' is empty, so foreign_bindings"):
+    with pytest.raises(topology.DeclarationError, match="'prune_vhosts' is empty, so foreign_bindings"):
         topology.Prune(["foreign_bindings"])

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from ansible_collections.celeryops.hybrid.plugins.plugin_utils import _drift
-from ansible_collections.celeryops.hybrid.plugins.plugin_utils._drift import SECRET, Finding, Report, findings
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._drift import SECRET, DriftFinding, Report, findings
 
 
 @pytest.mark.parametrize(
@@ -17,13 +17,13 @@ from ansible_collections.celeryops.hybrid.plugins.plugin_utils._drift import SEC
             "ansible.builtin.template",
             {"dest": "/etc/x"},
             {"changed": True, "diff": [{"before": "a 1\nb 1\n", "after": "a 2\nb 1\n", "before_header": "/etc/x"}]},
-            [Finding("file", "/etc/x", "a 2", "a 1")],
+            [DriftFinding("file", "/etc/x", "a 2", "a 1")],
         ),
         (
             "ansible.builtin.template",
             {"dest": "/etc/x"},
             {"changed": True, "diff": [{"before": "", "after": "a\nb\n"}]},
-            [Finding("file", "/etc/x", "2 lines", "absent")],
+            [DriftFinding("file", "/etc/x", "2 lines", "absent")],
         ),
         (
             "template",
@@ -32,25 +32,25 @@ from ansible_collections.celeryops.hybrid.plugins.plugin_utils._drift import SEC
                 "changed": True,
                 "diff": {"before": {"path": "/etc/x", "mode": "0644"}, "after": {"path": "/etc/x", "mode": "0640"}},
             },
-            [Finding("file", "/etc/x", "mode=0640", "mode=0644")],
+            [DriftFinding("file", "/etc/x", "mode=0640", "mode=0644")],
         ),
         (
             "template",
             {"dest": "/etc/x"},
             {"changed": True, "censored": "hidden"},
-            [Finding("file", "/etc/x", SECRET, SECRET)],
+            [DriftFinding("file", "/etc/x", SECRET, SECRET)],
         ),
         (
             "apt",
             {"name": ["a", "b"]},
             {"changed": True, "stdout": "Inst b (1.0 Debian)\nConf b"},
-            [Finding("package", "package b", "installed", "not installed")],
+            [DriftFinding("package", "package b", "installed", "not installed")],
         ),
         (
             "dpkg_selections",
             {"name": "a"},
             {"changed": True, "before": "hold", "after": "install"},
-            [Finding("package", "package a", "install", "hold")],
+            [DriftFinding("package", "package a", "install", "hold")],
         ),
         (
             "systemd_service",
@@ -64,7 +64,7 @@ from ansible_collections.celeryops.hybrid.plugins.plugin_utils._drift import SEC
                     "UnitFileState": "masked",
                 },
             },
-            [Finding("runtime", "service a", "not masked, started, enabled", "masked, inactive (dead), masked")],
+            [DriftFinding("runtime", "service a", "not masked, started, enabled", "masked, inactive (dead), masked")],
         ),
         (
             "celeryops.hybrid.redis_runtime",
@@ -82,7 +82,7 @@ from ansible_collections.celeryops.hybrid.plugins.plugin_utils._drift import SEC
                     }
                 ],
             },
-            [Finding("runtime", "setting tcp-backlog", "2", "1", note="needs a restart")],
+            [DriftFinding("runtime", "setting tcp-backlog", "2", "1", note="needs a restart")],
         ),
         (
             "celeryops.hybrid.rabbitmq_topology",
@@ -101,10 +101,14 @@ from ansible_collections.celeryops.hybrid.plugins.plugin_utils._drift import SEC
                     }
                 ],
             },
-            [Finding("object", "queues celery/q", "arguments=x=absent", "arguments=x=1", note="Move the messages.")],
+            [
+                DriftFinding(
+                    "object", "queues celery/q", "arguments=x=absent", "arguments=x=1", note="Move the messages."
+                )
+            ],
         ),
-        ("debug", {}, {"changed": True, "msg": "It is so."}, [Finding("runtime", "Name", "", "It is so.")]),
-        ("command", {}, {"changed": True}, [Finding("runtime", "Name", "done", "not done")]),
+        ("debug", {}, {"changed": True, "msg": "It is so."}, [DriftFinding("runtime", "Name", "", "It is so.")]),
+        ("command", {}, {"changed": True}, [DriftFinding("runtime", "Name", "done", "not done")]),
     ],
 )
 def test_findings(module, arguments, result, expected):
@@ -119,13 +123,13 @@ def test_of_lists_only_what_differs():
         "actual": {"commands": ["-@all", "+@list", "+@admin"]},
         "declared": {"commands": ["-@all", "+@list"]},
     }
-    expected = [Finding("object", "user a", "commands=without +@admin", "commands=+@admin")]
+    expected = [DriftFinding("object", "user a", "commands=without +@admin", "commands=+@admin")]
     assert findings("redis_runtime", "", {}, {"differences": [told]}) == expected
 
 
 def test_equal_sides_are_a_secret():
     told = {"differences": [{"layer": "object", "kind": "user", "name": "a", "actual": "x", "declared": "x"}]}
-    assert findings("redis_runtime", "", {}, told) == [Finding("object", "user a", SECRET, SECRET)]
+    assert findings("redis_runtime", "", {}, told) == [DriftFinding("object", "user a", SECRET, SECRET)]
 
 
 @pytest.fixture
@@ -142,7 +146,7 @@ def test_clean(report):
 
 
 def test_drift(report):
-    report.add("a", [Finding("file", "/etc/x", "declared", "actual", "2026-01-01")] * 2)
+    report.add("a", [DriftFinding("file", "/etc/x", "declared", "actual", "2026-01-01")] * 2)
     assert report.exit_code == 3
     table = report.table()
     assert "a: 1 difference" in table
@@ -156,7 +160,7 @@ def test_drift(report):
 
 
 def test_blind(report):
-    report.add("a", [Finding("file", "/etc/x", "declared", "actual")])
+    report.add("a", [DriftFinding("file", "/etc/x", "declared", "actual")])
     report.hosts["b"].problem = "unreachable: no route"
     assert report.exit_code == 2
     assert "Drift: 1 difference on 1 of 2 hosts" in report.verdict()
@@ -175,7 +179,7 @@ def test_no_host_is_not_clean():
 
 
 def test_long_cells_go_on_in_the_next_line(report):
-    report.add("a", [Finding("file", "word " * 20, "declared", "actual")])
+    report.add("a", [DriftFinding("file", "word " * 20, "declared", "actual")])
     lines = report.table().splitlines()
     assert max(map(len, lines)) < 140
 
