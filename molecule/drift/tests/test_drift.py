@@ -159,7 +159,8 @@ def test_changes_that_need_a_restart_cause_exactly_one(look, playbook, root_shel
         "redis_maxclients": 5000,
         "redis_celery_commands": ["hgetall"],
         "rabbitmq_dead_letters_max_length": 5000,
-        "rabbitmq_plugins": ["rabbitmq_management", "rabbitmq_top"],
+        # With what the monitoring needs: its settings, of the file, would go with the plugin.
+        "rabbitmq_plugins": ["rabbitmq_management", "rabbitmq_prometheus", "rabbitmq_top"],
     }
     assert restarts(**live) == (0, 0)
     # Several at once, of files and of units.
