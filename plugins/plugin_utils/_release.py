@@ -10,6 +10,8 @@ and ``since`` (ISO 8601, UTC). A host's history is a list of them, the one in us
 
 from __future__ import annotations
 
+import re
+
 Release = dict[str, str]
 UNKNOWN: Release = {"release": "", "environment": "", "version": "", "checksum": "", "since": ""}
 
@@ -18,8 +20,9 @@ def release_history(history: list[Release], taken: Release, former: str = "", ke
     """Return the history after a release was taken into use.
 
     One that was served before is gone back to: what came after it is forgotten, so that the next step back goes
-    further back. A *former* environment that the history does not end with was made by an older collection, and is
-    added.
+    further back. So does one that was built again, with a number after its name, because it had been changed by hand:
+    nobody wants to go back to that. A *former* environment that the history does not end with was made by an older
+    collection, and is added.
 
     Args:
         history: as it was.
@@ -30,10 +33,15 @@ def release_history(history: list[Release], taken: Release, former: str = "", ke
     known = [{**UNKNOWN, **entry} for entry in history]
     if former and former != taken["environment"] and (not known or known[-1]["environment"] != former):
         known.append({**UNKNOWN, "environment": former})
-    places = [entry["environment"] for entry in known]
-    if taken["environment"] in places:
-        known = known[: places.index(taken["environment"])]
+    places = [built_from(entry["environment"]) for entry in known]
+    if built_from(taken["environment"]) in places:
+        known = known[: places.index(built_from(taken["environment"]))]
     return [*known, {**UNKNOWN, **taken}][-keep:]
+
+
+def built_from(environment: str) -> str:
+    """Return the path of an environment without the number of those that were built again."""
+    return re.sub(r"-[1-9]\d*$", "", environment)
 
 
 def release_target(histories: dict[str, list[Release]], host: str) -> Release | None:

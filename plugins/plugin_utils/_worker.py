@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import typing as t
 from pathlib import Path
+from urllib.parse import urlsplit
 
 INSTANCE = re.compile(r"[a-z0-9_-]+")
 # The broker makes its keys of these names; what older clients sent lies in QUEUE:PRIORITY.
@@ -24,6 +25,9 @@ TRANSPORT_OPTIONS = {
 }
 MEMORY = re.compile(r"[1-9]\d*[KMGT]?|[1-9]\d?%|100%|infinity")
 GIT = re.compile(r"git\+(https|ssh|file)://\S+")
+# A user, token or password in a URL; the user of ssh is none.
+CREDENTIALS = re.compile(r"(?<![\w+.-])(?!(?:git\+)?ssh://[^/\s:@]+@)([a-z][a-z0-9+.-]*://)[^/\s]+@", re.IGNORECASE)
+INDEXES = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS")
 ARCHIVES = (".whl", ".tar.gz", ".zip")
 # Seconds that the visibility timeout must exceed every limit by.
 VISIBILITY_MARGIN = 300
@@ -59,7 +63,7 @@ def worker_problems(declared: dict[str, t.Any]) -> list[str]:
             (Celery settings that the role writes, with the variable for each), ``sandbox`` (known options).
     """
     problems: list[str] = []
-    for rule in (_application, _instances, _limits, _queues, _beat, _results, _settings, _unit):
+    for rule in (_application, _credentials, _instances, _limits, _queues, _beat, _results, _settings, _unit):
         problems += rule(declared)
     return problems
 
@@ -99,16 +103,41 @@ def _git(source: str) -> list[str]:
             "the repository."
         ]
     rest = source.split("://", 1)[1]
-    authority, _, path = rest.partition("/")
-    if ":" in authority.rpartition("@")[0]:
+    path = rest.partition("/")[2]
+    if CREDENTIALS.search(source):
         return [
-            "worker_app_source contains a password, which others would see in the list of processes: use "
-            "git+ssh:// with a deploy key, "
-            "or put the password into root's ~/.netrc on the worker hosts."
+            "worker_app_source contains a user, token or password, which others would see in the list of processes: "
+            "use git+ssh:// with a deploy key, "
+            "or put it into root's ~/.netrc on the worker hosts."
         ]
     if "@" in path:
         return ["worker_app_source ends with '@' and a version: put the version into worker_app_version."]
     return []
+
+
+def _credentials(v: dict[str, t.Any]) -> list[str]:
+    """Return a sentence for each requirement with a secret, which would be in files that every user can read."""
+    found = [
+        f"{name} has {masked!r} with a user, token or password, which every user of the worker hosts could read: use "
+        "git+ssh:// with a deploy key, put it into root's ~/.netrc on the worker hosts, or, for a package index, into "
+        "PIP_INDEX_URL or PIP_EXTRA_INDEX_URL of worker_pip_environment."
+        for name in ("worker_packages", "worker_hybrid_requirement", "worker_app_requirements")
+        for requirement in ([v[name]] if isinstance(v[name], str) else v[name])
+        for masked, count in [CREDENTIALS.subn(r"\1**@", requirement)]
+        if count
+    ]
+    logins: dict[str, set[str]] = {}
+    for url in " ".join(str(v["worker_pip_environment"].get(name, "")) for name in INDEXES).split():
+        login, at, place = urlsplit(url).netloc.rpartition("@")
+        if at:
+            logins.setdefault(place.partition(":")[0].lower(), set()).add(login)
+    found += [
+        f"worker_pip_environment has two logins for {host}: pip can use one for each host. Use one that may read both "
+        "indexes."
+        for host in sorted(logins)
+        if len(logins[host]) > 1
+    ]
+    return found
 
 
 def _local(source: str, kind: str) -> list[str]:

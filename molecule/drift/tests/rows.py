@@ -750,6 +750,39 @@ WORKER = (
         "true",
         ("worker: Forget instances that are no longer declared",),
     ),
+    *(
+        Row(
+            "worker",
+            what,
+            declared,
+            actual,
+            f"(cd $(readlink /opt/celery/venv)/lib/python3*/site-packages; {breaks})",
+            ("worker: Find a virtual environment that is as it was built",),
+            layer=layer,
+            # Of its own, because the row about /opt/celery/venv leads it elsewhere.
+            round=6,
+            # It is built beside the one in use.
+            more=("Make the virtual environment", "/opt/celery/venv"),
+        )
+        for what, declared, actual, layer, breaks in (
+            (
+                "/site-packages/payments/tasks.py",
+                "as it was installed",
+                "other content",
+                "file",
+                "echo 'raise RuntimeError' >>payments/tasks.py",
+            ),
+            ("/site-packages/stray.pth", "absent", "a file", "file", "echo 'import os' >stray.pth"),
+            ("/site-packages/kombu/utils", "mode=0755", "mode=0700", "file", "chmod 0700 kombu/utils"),
+            (
+                "package six in /opt/celery/environments/",
+                "1.",
+                "1.0",
+                "package",
+                "mv six-*.dist-info six-1.0.dist-info; edit 's/^Version: .*/Version: 1.0/' six-1.0.dist-info/METADATA",
+            ),
+        )
+    ),
 )
 
 

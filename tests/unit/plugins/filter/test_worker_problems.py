@@ -28,10 +28,12 @@ def declared(tmp_path: Path) -> dict[str, Any]:
         "worker_app_source": str(tmp_path),
         "worker_app_version": "",
         "worker_broker_transport_options": {},
+        "worker_hybrid_requirement": "",
         "worker_instances": [{"name": "default", "queues": ["celery"], "concurrency": 2}],
         "worker_longest_countdown": 600,
         "worker_memory_max": "80%",
         "worker_packages": ["celery[redis]==5.7.0"],
+        "worker_pip_environment": {},
         "worker_sandbox_disabled": [],
         "worker_settings": {},
         "worker_drain_timeout": 60,
@@ -53,6 +55,9 @@ def test_a_good_declaration_has_none(declared: dict[str, Any]) -> None:
         {"worker_app_source": "", "worker_app_requirements": ["payments==1.0"]},
         {"worker_app_source": "git+https://git.example.org/payments.git", "worker_app_version": "v1"},
         {"worker_app_source": "git+ssh://git@git.example.org/payments.git"},
+        {"worker_app_requirements": ["shop @ git+ssh://git@git.example.org/shop.git@v1", "a @ https://h/a@1.whl"]},
+        {"worker_app_requirements": ["shop @ git+https://git.example.org/shop.git@v1", "--index-url https://h/simple"]},
+        {"worker_pip_environment": {"PIP_INDEX_URL": "https://u:p@h/a", "PIP_EXTRA_INDEX_URL": "https://u:p@h:8443/b"}},
         {"worker_instances": [{"name": "g", "queues": ["a"], "pool": "gevent"}], "worker_packages": ["gevent>=24"]},
         {"worker_instances": [{"name": "s", "queues": ["a"], "pool": "solo"}]},
         {"worker_instances": [{"name": "l", "queues": ["a"], "time_limit": 3000, "soft_time_limit": 2900}]},
@@ -86,6 +91,19 @@ INSTANCE = {"name": "default", "queues": ["celery"]}
         ({"worker_app_source": "/tmp"}, "worker_app_source", "pyproject.toml"),
         ({"worker_app_source": "git+http://h/p.git"}, "worker_app_source", "https://"),
         ({"worker_app_source": "git+https://u:pw@h/p.git"}, "worker_app_source", "deploy key"),
+        ({"worker_app_source": "git+https://token@h/p.git"}, "worker_app_source", "~/.netrc"),
+        ({"worker_app_source": "git+ssh://u:pw@h/p.git"}, "worker_app_source", "deploy key"),
+        ({"worker_app_requirements": ["p @ git+https://tok@h/p.git"]}, "worker_app_requirements", "~/.netrc"),
+        ({"worker_app_requirements": ["p @ git+https://${TOKEN}@h/p.git"]}, "worker_app_requirements", "~/.netrc"),
+        ({"worker_app_requirements": ["git+ssh://git:pw@h/p.git"]}, "worker_app_requirements", "deploy key"),
+        ({"worker_app_requirements": ["--index-url=https://u:p@h/"]}, "worker_app_requirements", "PIP_INDEX_URL"),
+        ({"worker_packages": ["p @ https://u:pw@h/p.whl"]}, "worker_packages", "**@h/p.whl"),
+        ({"worker_hybrid_requirement": "p @ HTTPS://tok@h/p.whl"}, "worker_hybrid_requirement", "~/.netrc"),
+        (
+            {"worker_pip_environment": {"PIP_INDEX_URL": "https://u:a@h/", "PIP_EXTRA_INDEX_URL": "https://u:b@h/"}},
+            "worker_pip_environment",
+            "one that may read both",
+        ),
         ({"worker_app_source": "git+https://h/p.git@v1"}, "worker_app_source", "worker_app_version"),
         ({"worker_app_version": "v1"}, "worker_app_version", "remove it"),
         ({"worker_instances": []}, "worker_instances", "at least one"),
@@ -134,6 +152,13 @@ def test_a_broken_rule_has_a_sentence(
 
 def test_a_password_in_the_url_of_the_repository_is_not_repeated(declared: dict[str, Any]) -> None:
     found = problems({**declared, "worker_app_source": "git+https://u:topsecret@h/p.git"})
+    assert "topsecret" not in " ".join(found)
+
+
+def test_a_token_in_a_requirement_is_not_repeated(declared: dict[str, Any]) -> None:
+    requirements = ["p @ git+https://topsecret@h/p.git", "--index-url https://u:topsecret@h/simple"]
+    found = problems({**declared, "worker_app_requirements": requirements})
+    assert len(found) == 2
     assert "topsecret" not in " ".join(found)
 
 

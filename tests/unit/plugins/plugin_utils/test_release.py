@@ -76,3 +76,12 @@ def test_the_table_has_a_line_for_each_host() -> None:
     assert table[0].split() == ["HOST", "VERSION", "CHECKSUM", "SINCE", "OUTCOME"]
     assert table[1].split() == ["h1", "shop", "a", "a", "now", "released"]
     assert table[2] == "host2"
+
+
+def test_environment_that_was_built_again_takes_the_place_of_the_changed_one() -> None:
+    history = [release("a"), release("b")]
+    again = {**release("b"), "environment": "/e/b-2"}
+    assert names(release_history(history, again, "/e/b")) == ["/e/a", "/e/b-2"]
+    third = {**release("b"), "environment": "/e/b-3"}
+    assert names(release_history([release("a"), again], third, "/e/b-2")) == ["/e/a", "/e/b-3"]
+    assert names(release_history([], again, "/e/b")) == ["/e/b-2"]
