@@ -73,7 +73,7 @@ class CallbackModule(CallbackBase):
         self._report = Report()
         self._begun = time.time()
         self._extra: t.Mapping[str, t.Any] = {}
-        # Whether the playbook is a look at all, and whether the present play is.
+        # Whether the playbook checks for drift at all, and whether the present play is.
         self._looks = self._looking = False
 
     def v2_playbook_on_play_start(self, play: t.Any) -> None:

@@ -136,7 +136,7 @@ def worker(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parts_of(answer: str, limit: float) -> dict[str, Any]:
-    """The parts of a reading; ``errors`` has those that failed, and ``ended`` tells whether it came to its end."""
+    """The parts of a reading; ``errors`` has those that failed, and ``ended`` is whether it was complete."""
     found: dict[str, Any] = {"errors": {}, "seconds": {}, "ended": False}
     for line in answer.splitlines():
         try:

@@ -131,7 +131,7 @@ def _content(module: t.Any, path: Path, actual: str, entry: t.Mapping[str, t.Any
 
 
 def _keep(path: Path, before: str, declared: str, backup: Path) -> None:
-    """Copy a file of somebody else before it is replaced.
+    """Copy a file of another program before it is replaced.
 
     Ours begins with the lines that say who manages it.
     """

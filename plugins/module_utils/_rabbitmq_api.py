@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import ssl
 from typing import Any, Protocol
@@ -15,11 +16,19 @@ from urllib.parse import quote
 from ansible.module_utils.urls import open_url
 
 OF_VHOSTS = frozenset({"bindings", "exchanges", "policies", "queues"})
-OF_SERVER = frozenset({"nodes", "overview"})
+OF_SERVER = frozenset({"definitions", "nodes", "overview", "whoami"})
 
 
 class ApiError(Exception):
     """The management API did not do what was asked; the message says why and what to do."""
+
+
+class LoginRefusedError(ApiError):
+    """The management API answers, but does not accept the user and the password."""
+
+
+class UnreachableError(ApiError):
+    """The management API does not answer."""
 
 
 class Api(Protocol):
@@ -89,8 +98,9 @@ class ManagementApi:
             ) as response:
                 return response.read()
         except HTTPError as exc:
-            raise ApiError(self._refusal(exc, f"{method} {where}")) from exc
-        except (URLError, OSError) as exc:
+            refusal = LoginRefusedError if exc.code == 401 else ApiError
+            raise refusal(self._refusal(exc, f"{method} {where}")) from exc
+        except (URLError, OSError, http.client.HTTPException) as exc:
             reason = getattr(exc, "reason", exc)
             if isinstance(reason, ssl.SSLError):
                 raise ApiError(
@@ -98,7 +108,7 @@ class ManagementApi:
                     "its certificate does, that 'ca_path' is the CA that signed it, and 'client_cert' if the "
                     "server asks for one."
                 ) from exc
-            raise ApiError(
+            raise UnreachableError(
                 f"The management API at {self._url} cannot be reached: {reason}. Check 'url', that RabbitMQ runs, "
                 "and that its plugin rabbitmq_management is enabled."
             ) from exc
@@ -117,26 +127,29 @@ class ManagementApi:
         return f"RabbitMQ refuses {request} (HTTP {exc.code}): {reason}"
 
 
-def objects_of(api: Api, vhost: str, wanted: dict[str, list[str] | None]) -> dict[str, Any]:
+def objects_of(api: Api, vhost: str | None, wanted: dict[str, list[str] | None]) -> dict[str, Any]:
     """Return what the API lists, by kind.
 
     Args:
         api: of the server.
-        vhost: whose objects are listed, where a kind belongs to a virtual host.
+        vhost: whose objects are listed, where a kind belongs to a virtual host; None where none does.
         wanted: the fields of each kind; none for all.
 
     Raises:
         ApiError: a request failed.
-        ValueError: there is no such kind.
+        ValueError: there is no such kind, or the virtual host of one is missing.
     """
     unknown = sorted(set(wanted) - OF_VHOSTS - OF_SERVER)
     if unknown:
         raise ValueError(
             f"objects: {', '.join(unknown)} cannot be read; take {', '.join(sorted(OF_VHOSTS | OF_SERVER))}."
         )
+    of_vhosts = sorted(set(wanted) & OF_VHOSTS)
+    if vhost is None and of_vhosts:
+        raise ValueError(f"vhost: it is needed to read {', '.join(of_vhosts)}.")
     found = {}
     for kind, fields in wanted.items():
-        path = (kind, vhost) if kind in OF_VHOSTS else (kind,)
+        path = (kind, vhost) if vhost is not None and kind in OF_VHOSTS else (kind,)
         found[kind] = api.get(*path, query=f"?columns={','.join(fields)}" if fields else "")
     return found
 

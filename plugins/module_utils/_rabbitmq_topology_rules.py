@@ -257,7 +257,7 @@ RULES = (
 
 
 def remarks(plan: Plan, version: str) -> Iterator[str]:
-    """Yield what somebody should know and what stops nothing."""
+    """Yield warnings, which stop nothing."""
     yield from policies_that_match_nothing(plan)
     for _, (vhost,), item in plan.declared("vhosts"):
         if item["default_queue_type"] not in (None, "classic") and version.startswith("3.10."):

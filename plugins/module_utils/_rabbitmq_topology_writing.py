@@ -31,7 +31,7 @@ SENT_HASH = "rabbit_password_hashing_sha256"
 STALE = 15.0
 # A shovel that has moved nothing for so long, in seconds, does not work.
 PATIENCE = 60.0
-NOT_EMPTY = "It holds {count} messages and is deleted only when it is empty: consume or purge them, and run again."
+NOT_EMPTY = "It holds {messages} and is deleted only when it is empty: consume or purge them, and run again."
 NEEDS_SHOVEL = "Messages are moved safely only by a shovel: enable the plugin rabbitmq_shovel, and run again."
 # Policies that would drop messages while they wait.
 DROPPING = ("message-ttl", "expires", "max-length", "max-length-bytes")
@@ -87,13 +87,18 @@ def delete(api: Api, difference: ObjectDifference) -> None:
         # The server itself looks only into classic ones: quorum queues refuse the question, and streams ignore it.
         classic = (difference.before or {})["type"] == "classic"
         if not classic and (count := messages_in(api, key, (difference.before or {})["type"])):
-            raise DeclarationError(NOT_EMPTY.format(count=count))
+            raise DeclarationError(NOT_EMPTY.format(messages=message_count(count)))
         api.send("DELETE", *path, query="?if-empty=true" if classic else "")
     else:
         api.send("DELETE", *path)
 
 
 # --- what must not lose a message ----------------------------------------------------------------
+
+
+def message_count(count: int) -> str:
+    """Return so many messages in words."""
+    return f"{count} message{'s' * (count != 1)}"
 
 
 def counted(queue: Object) -> int:
@@ -135,7 +140,7 @@ def closed(api: Api, vhost: str, found: Topology) -> Iterator[None]:
     """Let nobody into a vhost, so that nothing is published in it meanwhile.
 
     Raises:
-        DeclarationError: somebody is in.
+        DeclarationError: a client is connected.
     """
     path = KIND["vhost_limits"].path((vhost, "max-connections"))
     before = found["vhost_limits"].get((vhost, "max-connections"))
@@ -172,7 +177,7 @@ def inspect(api: Api, changes: list[ObjectDifference], recreate: str) -> None:
         vhost = change.key[0]
         if change.kind.name == "vhosts" and change.after is None:
             count = sum(counted(queue) for queue in api.get("queues", vhost))
-            change.obstacle = NOT_EMPTY.format(count=count) if count else ""
+            change.obstacle = NOT_EMPTY.format(messages=message_count(count)) if count else ""
         elif change.kind.name in ("queues", "exchanges") and change.before is not None:
             deleted, stream = change.after is None, change.before.get("type") == "stream"
             if not deleted and recreate == "none":
@@ -192,21 +197,23 @@ def why_not(change: ObjectDifference, count: int, recreate: str, api: Api) -> st
     if not count:
         return ""
     if after is None:
-        return NOT_EMPTY.format(count=count)
+        return NOT_EMPTY.format(messages=message_count(count))
     if recreate == "empty":
         return (
-            f"It holds {count} messages and is recreated only when it is empty. Consume them or, to keep them, set "
-            "'recreate' to messages-kept, and run again."
+            f"It holds {message_count(count)} and is recreated only when it is empty. Consume them or, to keep them, "
+            "set 'recreate' to messages-kept, and run again."
         )
     if "stream" in (before["type"], after["type"]):
         return (
-            f"It holds {count} messages, which cannot be moved from or into a stream as they are. Declare it under "
-            "another name, or delete it by hand when they are not needed."
+            f"It holds {message_count(count)}, which cannot be moved from or into a stream as they are. Declare it "
+            "under another name, or delete it by hand when they are not needed."
         )
     if count > after["arguments"].get("x-max-length", count) or "x-max-length-bytes" in after["arguments"]:
-        return f"It holds {count} messages, some of which its declared length would drop. Raise it, or consume them."
+        return (
+            f"It holds {message_count(count)}, some of which its declared length would drop. Raise it, or consume them."
+        )
     if not all("rabbitmq_shovel" in node["enabled_plugins"] for node in api.get("nodes")):
-        return f"It holds {count} messages. {NEEDS_SHOVEL}"
+        return f"It holds {message_count(count)}. {NEEDS_SHOVEL}"
     return ""
 
 

@@ -41,7 +41,7 @@ class Client(t.Protocol):
 _UNITS = {"": 1, "b": 1, "k": 1000, "kb": 1024, "m": 1000**2, "mb": 1024**2, "g": 1000**3, "gb": 1024**3}
 _SIZE = re.compile(r"^(\d+)\s*([kmg]b?|b)?$", re.IGNORECASE)
 
-# Lines of redis.conf that are no settings: CONFIG GET never shows them.
+# Lines of redis.conf that are not settings: CONFIG GET never shows them.
 FILE_ONLY = frozenset({"include", "loadmodule", "rename-command", "user"})
 
 # Values that nobody but the server may see.

@@ -51,7 +51,7 @@ def tls_context(
         except OSError as exc:
             files = " and ".join(filter(None, (client_cert, client_key)))
             raise ValueError(
-                f"'client_cert' and 'client_key' are no certificate with its key ({files}): {exc}"
+                f"'client_cert' and 'client_key' are not a certificate with its key ({files}): {exc}"
             ) from exc
     return context
 

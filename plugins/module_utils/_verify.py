@@ -33,7 +33,7 @@ class Outcome:
     """The checks of one host."""
 
     checks: list[dict[str, Any]] = field(default_factory=list)
-    #: With the reason; that of those which somebody asked to leave out is empty.
+    #: With the reason; that of those which the request leaves out is empty.
     skipped: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Longer answers are no answers.
+# Longer answers are refused.
 _MOST_OUTPUT = 8_000_000
 # For systemd to start the program, and to end it.
 _SYSTEMD_SECONDS = 15.0

@@ -16,7 +16,7 @@ description:
     Servers, rights, topology, the settings of the file and of every live worker, and a task that really runs.
   - The checks run in the worker's own Python, as the worker's user, with the worker's environment and configuration.
     They are those of C(python -m celery_hybrid.verify), which can be run by hand as well.
-  - All checks run, then the module fails with a sentence and a remedy for each that failed. One that could not run,
+  - All checks run, then the module fails with the reason and a remedy for each that failed. One that could not run,
     because one that it needs had failed, counts as failed.
   - The names of the checks are stable; C(python -m celery_hybrid.verify --names) lists them.
   - Nothing that lasts is changed. A canary, the built-in task C(celery.accumulate), is sent to each queue. Its result

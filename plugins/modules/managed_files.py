@@ -11,7 +11,7 @@ short_description: Write many small files in one task
 version_added: 0.1.0
 description:
   - Brings folders, small text files and links to their declaration, in the order in which they are given. One call for
-    what would be five for each file with M(ansible.builtin.template), so that a look at what has drifted takes seconds.
+    what would be five for each file with M(ansible.builtin.template), so that a drift check takes seconds.
   - Folders above one that is made are made as well, with the mode C(0755) whatever the umask is.
   - A file is replaced at once, never seen half. What stands in the way and is of another type is not removed.
 author:
@@ -67,7 +67,7 @@ options:
         type: str
   backup:
     description:
-      - Folder that takes a copy of each file of somebody else that is replaced; that is one that begins with other
+      - Folder that takes a copy of each file of another program that is replaced; that is one that begins with other
         lines than O(files[].content). Files with O(files[].secret) are not copied.
     type: path
   pending:

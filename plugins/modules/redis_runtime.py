@@ -224,7 +224,7 @@ restart_required:
   type: bool
   sample: false
 unseen:
-  description: Declared lines that are no settings (such as C(include)), so that they cannot be compared.
+  description: Declared lines that are not settings (such as C(include)), so that they cannot be compared.
   returned: always
   type: list
   elements: str

@@ -18,6 +18,11 @@ Data = t.Mapping[str, t.Any]
 GRACE = 15
 
 
+def counted(count: int, noun: str) -> str:
+    """Return so many things in words."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """One thing that is wrong.
@@ -82,12 +87,12 @@ class Picture:
 
     @property
     def asked(self) -> bool:
-        """Whether somebody could ask the nodes."""
+        """Whether any host could ask the nodes."""
         return any("workers" in reading for reading in self.readings.values())
 
     @property
     def complete(self) -> bool:
-        """Whether every node that lives has told what it has in hand; that of a host that cannot be read has not."""
+        """Whether every living node has told what it has unacknowledged; that of a host that cannot be read has not."""
         wanted = ("active", "reserved", "scheduled", "active_queues")
         return self.asked and all(name in self.answers.get(node, {}) for node in self.heard for name in wanted)
 

@@ -9,7 +9,7 @@ import textwrap
 import typing as t
 from collections import Counter
 
-from ansible_collections.celeryops.hybrid.plugins.plugin_utils._diagnose import Data, Finding, Picture
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._diagnose import Data, Finding, Picture, counted
 
 WIDTH = 118
 
@@ -47,10 +47,11 @@ def looked_at(p: Picture) -> str:
     """What could be looked at, in one sentence."""
     read = [host for host, said in p.said.items() if "now" in said]
     nodes = sorted({node for names in p.nodes.values() for node in names} | p.heard)
-    words = [f"{len(read)} of {len(p.said)} hosts", f"{len(p.heard)} of {len(nodes)} workers"]
+    words = [f"{len(read)} of {counted(len(p.said), 'host')}", f"{len(p.heard)} of {counted(len(nodes), 'worker')}"]
     if p.broker:
         count = p.broker["unacked"]["count"]
-        words.append(f"{len(p.queues)} queues with {sum(p.queues.values())} messages, {count} unacknowledged")
+        waiting = counted(sum(p.queues.values()), "message")
+        words.append(f"{counted(len(p.queues), 'queue')} with {waiting}, {count} unacknowledged")
     words += [f"{len(p.clients)} connections to Redis"] if p.redis else []
     words += [f"{sum(len(data['queues']) for _, data in p.rabbitmq)} queues of RabbitMQ"] if p.rabbitmq else []
     words += [f"{len(p.units)} units and their journals"]

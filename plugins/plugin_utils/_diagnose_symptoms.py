@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import typing as t
 
-from ansible_collections.celeryops.hybrid.plugins.plugin_utils._diagnose import Data, Finding, Picture
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils._diagnose import Data, Finding, Picture, counted
 
 # Shares of a limit from which on it counts as reached.
 FULL = 0.9
@@ -154,7 +154,7 @@ def redis_memory(p: Picture) -> t.Iterator[Finding]:
                 f"The memory of Redis on {host} is {'full' if used >= limit else 'nearly full'}",
                 (
                     f"{_bytes(used)} of {_bytes(limit)}",
-                    *(f"queue {name}: {length} messages" for name, length in longest if length),
+                    *(f"queue {name}: {counted(length, 'message')}" for name, length in longest if length),
                 ),
                 "Tasks are sent faster than workers take them, their arguments are large, or something else is "
                 "kept there. "
@@ -532,7 +532,7 @@ def full_workers(p: Picture) -> t.Iterator[Finding]:
                 "workers.full",
                 f"Every worker of the queue {queue} is busy with long tasks",
                 (
-                    f"{length} messages wait",
+                    f"{counted(length, 'message')} waiting",
                     f"the longest runs for {now - oldest['time_start']:.0f} s: {oldest['name']} {oldest['id']}",
                 ),
                 "Tasks take longer than planned, as when a service that they call does not answer.",
@@ -604,7 +604,7 @@ def no_consumer(p: Picture) -> t.Iterator[Finding]:
                 "queue.no_consumer",
                 f"No worker consumes queue '{queue}'",
                 (
-                    f"{length} messages wait",
+                    f"{counted(length, 'message')} waiting",
                     f"consumed are: {', '.join(sorted(p.consumed)) or 'none'}",
                     *((f"no answer of {', '.join(silent)}",) if silent else ()),
                 ),
@@ -647,7 +647,7 @@ def poison(p: Picture) -> t.Iterator[Finding]:
         if item["unreadable"]:
             yield Finding(
                 "queue.poison",
-                f"The queue {item['queue']} holds elements that are no messages",
+                f"The queue {item['queue']} holds elements that are not messages",
                 (f"{item['unreadable']} of those looked at, priority {item['priority']}",),
                 "Something other than Celery writes to this list.",
                 f"Look at it: 'redis-cli LRANGE {item['queue']} -10 -1'; find who writes there.",
@@ -672,7 +672,7 @@ def results_never_expire(p: Picture) -> t.Iterator[Finding]:
                 "results.never_expire",
                 f"Results on {host} are kept indefinitely",
                 (
-                    f"{len(endless)} of {len(streams)} streams have no max-age",
+                    f"{len(endless)} of {counted(len(streams), 'stream')} without max-age",
                     f"{sum(q.get('messages') or 0 for q in streams)} results are kept now",
                 ),
                 "The policy celery.results was deleted, or another one with a higher priority hides it.",
@@ -819,7 +819,7 @@ def _unit_words(unit: Data | None) -> tuple[str, ...]:
 
 
 def _warnings(unit: Data, most: int) -> tuple[str, ...]:
-    """The last lines of a journal that are no good news."""
+    """The last lines of a journal that report trouble."""
     bad = [
         line
         for line in unit.get("journal", ())

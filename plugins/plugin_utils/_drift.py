@@ -273,7 +273,7 @@ class Host:
 
 
 class Report:
-    """What a look at all hosts has found."""
+    """What the check of all hosts has found."""
 
     def __init__(self) -> None:
         self.hosts: dict[str, Host] = collections.defaultdict(Host)

@@ -45,7 +45,7 @@ def own_file(path: Path) -> Path:
 
 
 def take(path: Path, process: int) -> Holder | None:
-    """Take the lock for a process; return who has it instead, if somebody has.
+    """Take the lock for a process; return who has it instead, if anyone has.
 
     Raises:
         OSError: the files of this user cannot be used; the text says why.

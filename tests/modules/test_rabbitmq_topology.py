@@ -258,7 +258,7 @@ def test_no_message_is_deleted(topology, login, info, vhost, connect):
             assert topology(check=True, **declared)["differences"][0]["action"] == "conflict", declared
             refused = topology(**declared)
             assert refused["failed"], declared
-            assert "holds 1 messages" in refused["msg"] or "set 'recreate'" in refused["msg"]
+            assert "holds 1 message" in refused["msg"] or "set 'recreate'" in refused["msg"]
     assert "holds 3 messages" in topology(vhosts=[{"name": vhost, "state": "absent"}])["msg"]
     assert len(info(vhosts=[vhost])["queues"]) == 3
     for queue in queues.values():

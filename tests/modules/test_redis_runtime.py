@@ -281,8 +281,8 @@ class TestLogin:
             f"tls-key-file {files[0]}",
             f"tls-cert-file {files[1]}",
         )
-        clear = own.run(on_failure="report")
-        assert (clear["status"], "'tls'" in clear["message"]) == ("unreachable", True)
+        plaintext = own.run(on_failure="report")
+        assert (plaintext["status"], "'tls'" in plaintext["message"]) == ("unreachable", True)
         trusted: dict[str, Any] = {"tls": True, "ca_path": str(certificate)}
         unnamed = own.run(**trusted)
         assert "certificate is for '127.0.0.1'" in unnamed["message"]

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from celery_hybrid.broker import unacknowledged
 from celery_hybrid.diagnose import broker, sockets, workers
 from celery_hybrid.worker import pools
 
@@ -61,8 +64,10 @@ class Redis:
 
 def channel(lists: dict[str, list[bytes]], now: int) -> Any:
     """A channel of kombu's Redis transport."""
+    client = Redis(lists, now)
     return SimpleNamespace(
-        client=Redis(lists, now),
+        client=client,
+        pool=client,
         visibility_timeout=3600,
         global_keyprefix="",
         priority_steps=[0, 3],
@@ -72,6 +77,12 @@ def channel(lists: dict[str, list[bytes]], now: int) -> Any:
         unacked_index_key="unacked_index",
         _q_for_pri=lambda queue, step: f"{queue}|{step}" if step else queue,
     )
+
+
+@pytest.fixture(autouse=True)
+def one_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client over the pool of a channel is the channel's own."""
+    monkeypatch.setattr(unacknowledged.redis, "Redis", lambda connection_pool: connection_pool)
 
 
 def test_queues_are_declared_ones_and_those_that_hold_messages() -> None:

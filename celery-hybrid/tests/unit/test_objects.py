@@ -1,4 +1,4 @@
-"""The file that says what must exist in RabbitMQ, and those who read it."""
+"""The file that says what must exist in RabbitMQ, and what reads it."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ TOGETHER = [
         "worker",
         "python \"app.send_task('troubles.sleep', [0], queue='orphans', serializer='pickle')\"",
         "python \"app.connection_for_write().default_channel.client.delete('orphans')\"",
-        ("orphans", "1 messages"),
+        ("orphans", "1 message"),
         # One of the two that are asserted below.
         ("serializers.mixed",),
     ),

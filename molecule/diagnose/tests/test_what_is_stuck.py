@@ -63,7 +63,7 @@ def test_a_task_of_a_dead_worker_is_recovered_once_the_workers_are_aligned(
         assert "odd@worker1: accept_content is json, yaml, the file says json" in words
     finally:
         shell("worker", "systemctl stop odd")
-    # Young claims count only when somebody says that their workers are dead; and nothing is done unasked.
+    # Young claims count only when the operator says that their workers are dead; and nothing is done unasked.
     told = playbook("purge", "-e", "purge_action=recover")
     assert "0 of 1 unacknowledged are stuck" in told.stdout, told.stdout
     told = playbook("purge", *RECOVER)

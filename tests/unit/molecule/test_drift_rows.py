@@ -21,6 +21,7 @@ READING = {
     "include_tasks",
     "include_vars",
     "meta",
+    "rabbitmq_objects_info",
     "set_fact",
     "setup",
     "slurp",

@@ -1,1 +1,1 @@
-"""The Redis side of the broker: transport, claims, scripts, and the count of chords."""
+"""The Redis side of the broker: transport, claims, what is unacknowledged, scripts, and the count of chords."""

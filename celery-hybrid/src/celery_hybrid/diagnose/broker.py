@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from celery_hybrid.broker import separators
+from celery_hybrid.broker.unacknowledged import UnacknowledgedReader
 
 #: How much is read at most: Redis answers no other client meanwhile.
 _SCANS, _SCAN_COUNT = 20, 1000
@@ -108,7 +109,13 @@ def _queues(channel: Any, declared: list[str], lists: list[str]) -> Iterator[dic
 def _message(raw: bytes) -> dict[str, Any] | None:
     """Of a message in kombu's envelope what tells people which task it is; never its arguments."""
     try:
-        data = json.loads(raw)
+        return _described(json.loads(raw))
+    except ValueError:
+        return None
+
+
+def _described(data: Any) -> dict[str, Any] | None:
+    try:
         headers, info = data["headers"], data["properties"].get("delivery_info") or {}
         return {
             "id": str(headers.get("id") or data["properties"].get("correlation_id")),
@@ -120,43 +127,30 @@ def _message(raw: bytes) -> dict[str, Any] | None:
             "content_type": str(data["content-type"]),
             "queue": str(info.get("routing_key")),
         }
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         return None
 
 
 def unacked(channel: Any) -> dict[str, Any]:
     """What workers have taken and not acknowledged, the oldest first, with its age in seconds."""
-    client, index = channel.client, channel.unacked_index_key
+    reader = UnacknowledgedReader(channel)
     now = time.time()
-    entries = client.zrange(index, 0, _IN_HAND - 1, withscores=True)
-    # Only commands that workers need themselves: their user has no right to others.
-    bodies = _each(client, "hget", channel.unacked_key, [tag for tag, _ in entries])
     messages = []
-    for (tag, score), body in zip(entries, bodies, strict=True):
-        found = {"tag": tag.decode("utf-8", "replace"), "age": round(now - score, 1)}
+    for each in reader.read(_IN_HAND):
+        found = {"tag": each.name.decode("utf-8", "replace"), "age": round(now - each.taken, 1)}
         try:
-            message, _, key = json.loads(body)
-            found |= _message(json.dumps(message).encode()) or {}
-            found["queue"] = str(key)
-        except (ValueError, TypeError):
-            found["body"] = "missing" if body is None else "unreadable"
+            message, key = each.unpacked()
+            found |= _described(message) or {}
+            found["queue"] = key
+        except ValueError:
+            found["body"] = "missing" if each.entry is None else "unreadable"
         messages.append(found)
     return {
-        "count": client.zcard(index),
+        "count": reader.count(),
         "messages": messages,
     }
 
 
 def still_unacked(channel: Any, tags: Iterable[str]) -> list[str]:
     """Those of *tags* that are still unacknowledged."""
-    asked = list(tags)
-    scores = _each(channel.client, "zscore", channel.unacked_index_key, asked)
-    return [tag for tag, score in zip(asked, scores, strict=True) if score is not None]
-
-
-def _each(client: Any, command: str, key: str, members: list[Any]) -> list[Any]:
-    """The answers to one command for each member, in one round trip."""
-    with client.pipeline(transaction=False) as pipe:
-        for member in members:
-            getattr(pipe, command)(key, member)
-        return list(pipe.execute())
+    return UnacknowledgedReader(channel).still(tags)

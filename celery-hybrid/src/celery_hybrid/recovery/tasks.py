@@ -25,6 +25,7 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 
 from celery_hybrid.broker.transport import Channel
+from celery_hybrid.broker.unacknowledged import Unacknowledged, UnacknowledgedReader
 from celery_hybrid.errors import HybridError, OptionError
 from celery_hybrid.files import sync_folder_of
 
@@ -345,20 +346,17 @@ class TaskRecovery:
         channel = self._channel
         seconds, micros = self._redis.time()
         now = seconds + micros / 1e6
-        taken = self._redis.zrange(self._key(channel.unacked_index_key), 0, -1, withscores=True)
-        pipe = self._redis.pipeline(transaction=False)
-        for tag, _ in taken:
-            pipe.hget(self._key(channel.unacked_key), tag)
         found = []
-        for (tag, at), entry in zip(taken, pipe.execute(), strict=True):
-            if entry is None:
+        for each in UnacknowledgedReader(channel, self._redis).read():
+            if each.entry is None:
                 # Acknowledged in between.
                 continue
-            queue, headers = _routed(entry)
+            queue, headers = _routed(each)
             task, task_id = str(headers.get("task") or ""), str(headers.get("id") or "")
-            age = now - at
+            age = now - each.taken
             overdue = age > channel.visibility_timeout
-            found.append(InHand(bytes_to_str(tag), entry, at, age, queue, task, task_id, overdue))
+            tag = bytes_to_str(each.name)
+            found.append(InHand(tag, each.entry, each.taken, age, queue, task, task_id, overdue))
         return found
 
     def recover(self, messages: Iterable[InHand]) -> Iterator[tuple[InHand, bool]]:
@@ -411,11 +409,11 @@ def _headers(element: bytes) -> Mapping[str, Any]:
     return headers if isinstance(headers, Mapping) else {}
 
 
-def _routed(entry: bytes) -> tuple[str, Mapping[str, Any]]:
-    """Return routing key and headers of an entry of ``unacked``."""
+def _routed(message: Unacknowledged) -> tuple[str, Mapping[str, Any]]:
+    """Return routing key and headers; empty ones when they cannot be read."""
     try:
-        payload, _, routing_key = loads(entry.decode())
-        return str(routing_key), payload["headers"] if isinstance(payload["headers"], Mapping) else {}
+        payload, routing_key = message.unpacked()
+        return routing_key, payload["headers"] if isinstance(payload["headers"], Mapping) else {}
     except Exception:
         return "", {}
 

@@ -257,7 +257,8 @@ def waiting(channel: Any, queues: list[str]) -> Iterator[tuple[str, str, str | b
                         f"could not read all messages of queue {queue!r} within {QUEUE_SECONDS} s; whether "
                         "the new version has all of their tasks is not known. Wait until the queue is shorter."
                     )
-    # With no other rights than a worker has.
+    # Read here, with no other rights than a worker has: this program also runs where an older celery-hybrid is
+    # installed, or none, so it cannot use celery_hybrid.broker.unacknowledged.
     tags = channel.client.zrange(channel.unacked_index_key, 0, -1)
     for start in range(0, len(tags), BATCH):
         with channel.client.pipeline(transaction=False) as several:

@@ -98,9 +98,7 @@ def test_good_declaration_has_no_problem(role: str, change: dict[str, Any]) -> N
         ({"ROLE_client_password": "short"}, "ROLE_client_password is weak", "ROLE_CLIENT_PASSWORD"),
     ],
 )
-def test_broken_rule_of_both_roles_has_a_sentence(
-    role: str, change: dict[str, Any], variable: str, remedy: str
-) -> None:
+def test_broken_rule_of_both_roles_has_a_reason(role: str, change: dict[str, Any], variable: str, remedy: str) -> None:
     def named(text: str) -> str:
         return text.replace("ROLE", role if "ROLE_CLIENT" not in text else role.upper())
 
@@ -141,7 +139,7 @@ def test_broken_rule_of_both_roles_has_a_sentence(
         ("rabbitmq", {"rabbitmq_config": {"default_user": "x"}}, "default_user", "README.md"),
     ],
 )
-def test_broken_rule_has_a_sentence(role: str, change: dict[str, Any], variable: str, remedy: str) -> None:
+def test_broken_rule_has_a_reason(role: str, change: dict[str, Any], variable: str, remedy: str) -> None:
     found = PROBLEMS[role]({**DECLARED[role], **change})
     assert len(found) == 1, found
     assert variable in found[0]

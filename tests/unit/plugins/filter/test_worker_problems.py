@@ -141,7 +141,7 @@ INSTANCE = {"name": "default", "queues": ["celery"]}
         ({"worker_sandbox_disabled": ["PrivateTemp"]}, "worker_sandbox_disabled", "PrivateTmp"),
     ],
 )
-def test_a_broken_rule_has_a_sentence(
+def test_a_broken_rule_has_a_reason(
     declared: dict[str, Any], change: dict[str, Any], variable: str, remedy: str
 ) -> None:
     found = problems({**declared, **change})

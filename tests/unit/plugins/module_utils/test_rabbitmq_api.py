@@ -45,5 +45,5 @@ def test_objects_are_read_with_the_wanted_fields_in_their_virtual_host():
 
 
 def test_kind_that_cannot_be_read_is_refused():
-    with pytest.raises(ValueError, match="objects: shovels cannot be read; take bindings, exchanges"):
+    with pytest.raises(ValueError, match="objects: shovels cannot be read; take bindings, definitions, exchanges"):
         objects_of(Recorder(), "/", {"shovels": []})

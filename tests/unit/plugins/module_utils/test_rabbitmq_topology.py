@@ -256,7 +256,7 @@ def test_a_queue_is_deleted_only_when_it_is_empty() -> None:
 def test_a_quorum_queue_with_a_message_is_not_deleted(answers: dict[str, Any]) -> None:
     gone = topology.ObjectDifference(topology.KIND["queues"], ("celery", "quorum"), {"type": "quorum"}, None)
     api = Memory(answers=answers)
-    with pytest.raises(writing.PartlyWrittenError, match="holds 1 messages"):
+    with pytest.raises(writing.PartlyWrittenError, match="holds 1 message "):
         writing.apply(api, [gone], FOUND)
     assert "DELETE" not in {method for method, *_ in api.sent}
 

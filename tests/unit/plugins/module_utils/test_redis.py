@@ -91,7 +91,7 @@ def differences(server: Server, settings: Sequence[dict[str, Any]] = ()) -> list
         ("1e3", "1e3"),
     ],
 )
-def test_the_same_in_other_words_is_no_difference(declared: Any, running: str) -> None:
+def test_the_same_in_other_words_is_not_a_difference(declared: Any, running: str) -> None:
     assert differences(Server({"x": running}), [{"name": "x", "value": declared}]) == []
 
 
@@ -131,7 +131,7 @@ def test_a_secret_of_a_setting_is_masked() -> None:
     assert (found.actual, found.declared) == ("set", "another")
 
 
-def test_a_line_that_is_no_setting_is_told_apart() -> None:
+def test_a_line_that_is_not_a_setting_is_told_apart() -> None:
     runtime = redis.Runtime(Server(), [{"name": "include", "value": "/x"}], [CELERY, OFF])
     runtime.check()
     assert (runtime.differences(), runtime.unseen()) == ([], ["include"])
@@ -153,9 +153,7 @@ def test_a_line_that_is_no_setting_is_told_apart() -> None:
         ({"Maxmemory": "1gb", "maxmemory": "2gb"}, {}, ["'maxmemory' is declared 2 times"]),
     ],
 )
-def test_a_wrong_declaration_gets_a_sentence(
-    settings: dict[str, Any], running: dict[str, str], words: list[str]
-) -> None:
+def test_a_wrong_declaration_gets_a_reason(settings: dict[str, Any], running: dict[str, str], words: list[str]) -> None:
     declared = [{"name": name, "value": value} for name, value in settings.items()]
     server = Server(running, information="# Memory\r\nused_memory:2048\r\n")
     with pytest.raises(ValueError, match=".*".join(words)):

@@ -67,7 +67,7 @@ def test_table_and_message():
     assert outcome.message() == "number.two: three; expected: two. Make it two.\nNot run because of these: four."
     assert outcome.summary() == {"checks": 3, "passed": 1, "failed": 2}
     assert not outcome.ok
-    assert not subject.Outcome().ok, "no check at all is no proof"
+    assert not subject.Outcome().ok, "no check at all proves nothing"
 
 
 def test_one_cause_is_reported_once():

@@ -249,7 +249,11 @@ OTHER = (*ANSWER[:-1], "other@worker1")
             "binding.foreign_name",
             "celery::celery",
         ),
-        ([((*RABBIT, "queues", 0, "effective_policy_definition"), {})], "results.never_expire", "1 of 1 streams"),
+        (
+            [((*RABBIT, "queues", 0, "effective_policy_definition"), {})],
+            "results.never_expire",
+            "1 of 1 stream",
+        ),
         ([((*RABBIT, "queues", 3, "messages_ready"), 20_000)], "results.unread", "celery.reply.web: 20000"),
         ([((*BROKER, "results_in_redis"), 5)], "results.in_redis", "5 keys"),
         ([((*ANSWER, "result_store", "outbox", "count"), 4)], "results.outbox", "4 results wait"),
@@ -285,7 +289,7 @@ def test_a_symptom_is_recognised_and_nothing_else(wrong, expected, words):
 def test_a_healthy_deployment_has_no_findings_and_is_told_what_was_looked_at():
     result = diagnosis(healthy(), {"worker1": [NODE]}, ["broker1"], ["results1"])
     assert result["findings"] == []
-    assert result["text"].startswith("No findings. Looked at 3 of 3 hosts, 1 of 1 workers, 1 queues with 0 messages")
+    assert result["text"].startswith("No findings. Looked at 3 of 3 hosts, 1 of 1 worker, 1 queue with 0 messages")
 
 
 @pytest.mark.parametrize(
