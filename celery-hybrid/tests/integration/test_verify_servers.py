@@ -6,10 +6,13 @@ import json
 import os
 import time
 import uuid
+from urllib.parse import urlsplit
 
 import amqp
 import pytest
+import redis
 from celery import Celery
+from environment import needed
 
 from celery_hybrid.masking import Mask
 from celery_hybrid.verify.broker import Broker
@@ -168,11 +171,9 @@ def test_rabbitmq_on_a_port_where_it_is_not(results_url, broker_url):
     assert (
         "refuses the connection" in verdict(ResultChecks(changed(results_url, port=1), {}, 5.0, None)._reachable).actual
     )
-    from urllib.parse import urlsplit
-
     # Redis answers there, but not in AMQP.
-    redis = urlsplit(broker_url)
-    other = ResultChecks(f"amqp://u:p@{redis.hostname}:{redis.port}/celery", {}, 1.0, None)
+    parts = urlsplit(broker_url)
+    other = ResultChecks(f"amqp://u:p@{parts.hostname}:{parts.port}/celery", {}, 1.0, None)
     assert verdict(other._authenticated).actual.startswith(("the connection breaks", "RabbitMQ accepts the connection"))
 
 
@@ -189,6 +190,23 @@ def test_the_broker(broker):
     report = CheckReport(Mask())
     broker.check(report, {"maxmemory_policy": "noeviction", "host": "broker1"})
     assert report.ok, report.sentences()
+
+
+def test_rights_to_one_prefix_are_enough(broker_url):
+    prefix = "verify-test."
+    with redis.Redis.from_url(needed("CELERY_HYBRID_TEST_BROKER_ADMIN")) as admin:
+        admin.execute_command("ACL", "SETUSER", "verify-test", "on", ">x", f"~{prefix}*", "&*", "+@all")
+        parts = urlsplit(broker_url)
+        url = parts._replace(netloc=f"verify-test:x@{parts.netloc.rpartition('@')[2]}").geturl()
+        try:
+            for options, right in (({"global_keyprefix": prefix}, True), ({}, False)):
+                app = Celery(broker=url, set_as_current=False)
+                app.conf.broker_transport_options = options
+                broker = Broker(app, 5.0)
+                assert verdict(broker._authorised).ok == right
+                broker.close()
+        finally:
+            admin.execute_command("ACL", "DELUSER", "verify-test")
 
 
 @pytest.mark.parametrize("key", ["celery.undeliverable", "celery.undecodable"])

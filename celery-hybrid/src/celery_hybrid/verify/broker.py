@@ -188,12 +188,16 @@ class Broker:
     def _authorised(self) -> str:
         import redis
 
+        # kombu's client prefixes the keys of some commands only.
+        client = redis.Redis(connection_pool=self.client.connection_pool)
+        prefix = self.channel.global_keyprefix
         refused = []
-        for command in _PROBES:
+        for command, *arguments in _PROBES:
+            key = [f"{prefix}{arguments[0]}"] if arguments and command != "SCAN" else arguments[:1]
             try:
-                self.client.execute_command(*command)
+                client.execute_command(command, *key, *arguments[1:])
             except redis.exceptions.NoPermissionError:
-                refused.append(command[0])
+                refused.append(command)
             except redis.exceptions.ResponseError as exc:
                 # A key of another type is a mistake of others, but it shows that the command is allowed.
                 if not str(exc).startswith("WRONGTYPE"):
