@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a virtual environment held when it was built, compared with what it holds.
 
-The RECORD files of the distributions are not enough for that: whoever installs another version replaces them as well,
+The RECORD files of the distributions are not enough for that: installing another version replaces them as well,
 old pips install without one, and none has the files of ``venv`` itself. So all of it is written down when it is
 complete: owner, mode and SHA-256 of each file, owner and mode of each folder, the target of each link.
 """
