@@ -189,7 +189,7 @@ class Broker:
         import redis
 
         # kombu's client prefixes the keys of some commands only.
-        client = redis.Redis(connection_pool=self.client.connection_pool)
+        client: Any = redis.Redis(connection_pool=self.client.connection_pool)
         prefix = self.channel.global_keyprefix
         refused = []
         for command, *arguments in _PROBES:
