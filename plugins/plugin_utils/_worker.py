@@ -99,7 +99,7 @@ def _git(source: str) -> list[str]:
             "the repository."
         ]
     rest = source.split("://", 1)[1]
-    authority, _, path = rest.partition("/")
+    authority, path = rest.partition("/")[::2]
     if ":" in authority.rpartition("@")[0]:
         return [
             "worker_app_source contains a password, which others would see in the list of processes: use "
