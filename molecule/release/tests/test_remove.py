@@ -18,9 +18,8 @@ INSTANCES = [
     {"name": "default", "queues": ["celery"], "concurrency": 4},
     {"name": "slow", "queues": ["slow"], "concurrency": 1},
 ]
-OURS = (
-    "/etc/celery /opt/celery/venv /opt/celery/environments /usr/local/sbin/celery /etc/systemd/system/celery-*.service"
-)
+UNITS = "/etc/systemd/system/celery-*.service"
+OURS = f"/etc/celery /opt/celery/venv /opt/celery/environments /usr/local/sbin/celery {UNITS}"
 
 
 def on_server(script):
