@@ -10,9 +10,9 @@ short_description: Report what is not as declared
 version_added: 0.1.0
 type: notification
 author:
-  - celeryops.hybrid contributors
+  - celeryops.hybrid contributors (@celeryops)
 description:
-  - Collects what the tasks of the playbook P(celeryops.hybrid.drift#playbook) would change, and ends the run with a
+  - Collects what the tasks of the playbook C(celeryops.hybrid.drift) would change, and ends the run with a
     table for people and, if wanted, with a JSON file and a file of metrics.
   - The exit code of C(ansible-playbook) is then 0 when all is as declared, 3 when something has drifted, and
     Ansible's own (2 a host failed, 4 a host is unreachable) when not everything could be looked at.

@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: certificate_days_left
 short_description: Tell how long certificates are valid
 version_added: 0.2.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - Returns the number of whole days until the first of the certificates ends.
 options:

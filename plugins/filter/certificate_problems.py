@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: certificate_problems
 short_description: Say why a server or a client cannot work with its certificate
 version_added: 0.2.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - Checks certificate, key and CA before any of them reaches a host. They must be there, go together, be valid
     now, have the names that clients use, and the CA must have signed the certificate.

@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: connection_problems
 short_description: Say which server does not allow the connections that the workers may need
 version_added: 0.1.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - Adds up what all instances of all hosts may need, from their pools and concurrency, and compares it with the limits
     of Redis and RabbitMQ, before anything changes.

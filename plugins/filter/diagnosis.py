@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: diagnosis
 short_description: Make findings of what the hosts of a deployment said
 version_added: 0.1.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - Puts together what the module M(celeryops.hybrid.celery_diagnose) read on each host, and says what is wrong in plain
     words.

@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: environment_line
 short_description: Write a line of an environment file
 version_added: 0.1.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - Returns C(NAME="value"), quoted so that systemd and a shell read the same value from it.
 positional: name

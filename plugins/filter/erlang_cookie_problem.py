@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: erlang_cookie_problem
 short_description: Say why a value cannot stay an Erlang cookie
 version_added: 0.1.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - Returns an empty string for a cookie that is long and varied enough, else the reason as the rest of a sentence.
     The cookie itself never appears in it.

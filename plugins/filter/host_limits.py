@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: host_limits
 short_description: Read from /proc what a host allows its services
 version_added: 0.1.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - Returns C(nofile), the highest number of descriptors that systemd can give
     to a service, C(somaxconn), C(overcommit_memory), C(transparent_hugepage), and C(kernel_writable).

@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: node_names
 short_description: Name the nodes of the workers of a host
 version_added: 0.1.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - Returns C(NAME@HOST) for each instance, as the worker role names the nodes.
 options:

@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: password_problem
 short_description: Say why a value cannot serve as a password
 version_added: 0.1.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - Returns an empty string for a password that the roles accept, else the reason as the rest of a sentence
     that starts with the name of the variable. The value itself never appears in it.

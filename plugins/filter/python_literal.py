@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: python_literal
 short_description: Write a value as a Python literal
 version_added: 0.1.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - Returns strings, numbers, booleans, none, lists and dictionaries as Python writes them.
   - Long ones get one entry a line.

@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: rabbitmq_objects
 short_description: Fill values into the file of what must exist in RabbitMQ
 version_added: 0.1.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - The package C(celery-hybrid) and the role P(celeryops.hybrid.rabbitmq#role) share one file,
     C(rabbitmq/topology.json) of the package.

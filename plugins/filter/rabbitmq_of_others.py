@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: rabbitmq_of_others
 short_description: Name what others have declared on a RabbitMQ and a first run would delete
 version_added: 0.1.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - Takes the definitions of a node, and returns the objects that are neither declared nor protected.
   - Returns nothing for a node on which an earlier run has declared the vhost.

@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: rabbitmq_partitions_problem
 short_description: Say why the number of archive streams cannot be changed
 version_added: 0.1.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - Returns an empty string when the node has no archive streams, or as many as declared.
 positional: vhost, partitions

@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: rabbitmq_password_hash
 short_description: Hash a password as RabbitMQ stores it
 version_added: 0.1.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - Returns a salted SHA-256 digest, another one each time, so that the password itself need not reach a file.
 options:

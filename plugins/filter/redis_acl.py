@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: redis_acl
 short_description: Render users as a Redis ACL file
 version_added: 0.1.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - Passwords become SHA-256 digests. An ACL file cannot hold comments.
 options:

@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: redis_celery_rules
 short_description: Give the least rights with which Celery runs on a Redis database
 version_added: 0.1.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - Returns rules of Redis' ACL language for the keys, channels and commands that Celery's workers and clients use.
 options:

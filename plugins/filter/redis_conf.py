@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: redis_conf
 short_description: Render settings as the lines of a redis.conf
 version_added: 0.1.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - Each setting is a dictionary with C(name), C(value) and, if there is a reason to tell, C(why),
     which becomes a comment.

@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: redis_problems
 short_description: List the rules that a declaration of a Redis server breaks
 version_added: 0.1.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - Checks the rules that hold across the variables of the role celeryops.hybrid.redis, before anything changes.
 options:

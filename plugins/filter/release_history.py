@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: release_history
 short_description: Add a release to those that a host has served
 version_added: 0.1.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - Returns the history of a host's releases after one was taken into use.
   - Going back to an earlier one forgets those after it.

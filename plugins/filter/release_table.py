@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: release_table
 short_description: Show which host serves which release
 version_added: 0.1.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - Makes a table for people, with a line for each host.
 options:

@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: release_target
 short_description: Say which release a host goes back to
 version_added: 0.1.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - Hosts that serve the newest release go back to the one before. The others, left behind by a release that was stopped
     half-way, stay.

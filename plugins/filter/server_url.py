@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: server_url
 short_description: Make the URL of a server from its parts
 version_added: 0.1.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - Returns a URL in which user, password and path are percent-encoded, so that they may hold any character.
 positional: scheme, port, user, password, path, options

@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: url_endpoints
 short_description: List the servers that a URL names
 version_added: 0.1.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - Returns host and port of every URL, with the default port of the scheme where none is given.
   - Sockets of the host itself are left out.

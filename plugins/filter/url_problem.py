@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: url_problem
 short_description: Return why a value is not a URL of a broker or a result store
 version_added: 0.1.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - Returns an empty string for a URL that Celery will take, else the reason as the rest of a sentence
     that starts with the name of the variable. The value itself never appears in it.

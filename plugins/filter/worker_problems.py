@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: worker_problems
 short_description: Say which rules a declaration of workers breaks
 version_added: 0.1.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - Checks the rules that hold across the variables of the role celeryops.hybrid.worker, before anything changes.
   - Runs on the control node, and looks there for the application that is to be installed.

@@ -9,7 +9,7 @@ name: run_lock
 short_description: Let one run at a time work on a host
 version_added: 0.1.0
 author:
-  - celeryops.hybrid contributors
+  - celeryops.hybrid contributors (@celeryops)
 description:
   - Takes a host for this run of C(ansible-playbook), until it ends, among all runs on this control node.
   - To be used in a task. Taken again by the same run, it says nothing.

@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: source_archive
 short_description: Pack a Python source tree on the control node
 version_added: 0.1.0
-author: celeryops.hybrid contributors
+author: celeryops.hybrid contributors (@celeryops)
 description:
   - Packs the source tree of a Python project, or takes a wheel or archive as it is, and returns its path and checksum.
   - Two trees with the same content make the same archive, whatever their times and owners, so the checksum tells

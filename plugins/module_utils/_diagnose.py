@@ -181,7 +181,7 @@ def clients_of(text: str) -> list[dict[str, str]]:
 
 def slow_of(entry: Sequence[Any]) -> dict[str, Any]:
     """One entry of the slow log: command and key, without what else it was given."""
-    _, at, micros, words, *who = entry
+    at, micros, words, *who = entry[1:]
     command = str(words[0]).upper()
     shown = [command] if command in _SECRET_COMMANDS else [command, *(str(word)[:64] for word in words[1:2])]
     return {"at": at, "milliseconds": micros / 1000, "command": " ".join(shown), "client": str((who or [""])[0])}
@@ -253,7 +253,7 @@ def sockets(ports: Sequence[int], proc: Path = Path("/proc")) -> list[dict[str, 
         except OSError:
             continue
         for row in rows:
-            _, local, remote, state, *rest = row.split()
+            local, remote, state, *rest = row.split()[1:]
             if state == _ESTABLISHED and int(remote.rpartition(":")[2], 16) in ports:
                 found.append({"local": _address(local), "remote": _address(remote), "inode": rest[5]})
     return found
@@ -261,7 +261,7 @@ def sockets(ports: Sequence[int], proc: Path = Path("/proc")) -> list[dict[str, 
 
 def _address(text: str) -> str:
     """``IP:PORT`` of the kernel's hexadecimal form, written as Redis writes it."""
-    address, _, port = text.partition(":")
+    address, port = text.partition(":")[::2]
     data = b"".join(bytes.fromhex(address[at : at + 8])[::-1] for at in range(0, len(address), 8))
     if len(data) == 16 and data[:12] == b"\0" * 10 + b"\xff\xff":
         data = data[12:]
@@ -271,5 +271,6 @@ def _address(text: str) -> str:
 
 
 def _command(*words: str) -> str:
-    done = subprocess.run(words, capture_output=True, check=False, timeout=_TIMEOUT)
+    # run_command has no timeout.
+    done = subprocess.run(words, capture_output=True, check=False, timeout=_TIMEOUT)  # pylint: disable=ansible-bad-function
     return done.stdout.decode("utf-8", "replace")

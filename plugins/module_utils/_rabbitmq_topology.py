@@ -165,7 +165,7 @@ class ObjectDifference:
     def name(self) -> str:
         """What a person calls the object among those of its kind."""
         if self.kind.name == "bindings":
-            vhost, source, _, destination, routing_key, _ = self.key
+            vhost, source, _type, destination, routing_key, _properties = self.key
             return f"{vhost}/{source} -> {destination} [{routing_key}]"
         return "/".join(self.key)
 

@@ -113,7 +113,7 @@ def expression_problem(pattern: str) -> str:
 
 def owners(plan: Plan) -> Iterator[str]:
     """Objects of vhosts and users that are not there."""
-    for kind, key, _ in plan.declared():
+    for kind, key, _item in plan.declared():
         fields = dict(zip(KIND[kind].key, key, strict=True))
         for field, others in (("vhost", "vhosts"), ("user", "users")):
             if field in fields and (fields[field],) not in plan.after[others]:
@@ -127,7 +127,7 @@ def owners(plan: Plan) -> Iterator[str]:
 
 def ends_of_bindings(plan: Plan) -> Iterator[str]:
     """Bindings to what is not there."""
-    for _, key, _ in plan.declared("bindings"):
+    for _kind, key, _item in plan.declared("bindings"):
         vhost, source, place, destination = key[:4]
         for kind, name in (("exchange", source), (place, destination)):
             there = (vhost, name) in plan.after[f"{kind}s"]
@@ -182,10 +182,10 @@ def subjects(plan: Plan, vhost: str, apply_to: str) -> Iterator[str]:
 
 def users_without_rights(plan: Plan) -> Iterator[str]:
     """New users who can do nothing."""
-    able = {user for _, user in plan.after["permissions"]}
-    touched = {key[0] for _, key, _ in plan.written("users")}
+    able = {user for _vhost, user in plan.after["permissions"]}
+    touched = {key[0] for _kind, key, _item in plan.written("users")}
     touched |= {change.key[1] for change in plan.changes if change.kind.name == "permissions" and change.after is None}
-    for _, (user,), item in plan.declared("users"):
+    for _kind, (user,), item in plan.declared("users"):
         if user in touched and user not in able and not item["tags"]:
             yield (
                 f"users: {user} would have no rights on any vhost, and no tag. Declare it in 'permissions' (an entry "
@@ -201,15 +201,15 @@ def limits(plan: Plan) -> Iterator[str]:
             yield f"{kind}: {name!r} of {owner} is not a limit. There are {' and '.join(LIMITS[kind])}."
         elif item["value"] is None:
             yield f"{kind}: {name} of {owner} needs 'value'; -1 means unlimited."
-    for _, (user, name), item in plan.declared("user_limits"):
+    for _kind, (user, name), item in plan.declared("user_limits"):
         connections = (plan.after["user_limits"].get((user, "max-connections")) or {}).get("value")
         if name == "max-channels" and item["value"] is not None and 0 <= item["value"] < (connections or 0):
             yield (
                 f"user_limits: {user} may have {connections} connections and {item['value']} channels, so that some "
                 "connections could do nothing. Raise max-channels, or lower max-connections."
             )
-    for _, (vhost, name), item in plan.declared("vhost_limits"):
-        queues = sum(place == vhost for place, _ in plan.after["queues"])
+    for _kind, (vhost, name), item in plan.declared("vhost_limits"):
+        queues = sum(place == vhost for place, _name in plan.after["queues"])
         if name == "max-queues" and item["value"] is not None and 0 <= item["value"] < queues:
             yield (
                 f"vhost_limits: {vhost} may have {item['value']} queues, and {queues} exist or are declared. Raise "
@@ -219,7 +219,7 @@ def limits(plan: Plan) -> Iterator[str]:
 
 def queue_types(plan: Plan) -> Iterator[str]:
     """Queues that cannot be what they are declared."""
-    for _, key, item in plan.declared("queues"):
+    for _kind, key, item in plan.declared("queues"):
         if item["type"] != "classic" and (item["auto_delete"] or not item["durable"]):
             yield f"queues: {'/'.join(key)} is a {item['type']}, so 'durable' must be true and 'auto_delete' false."
         if item["arguments"].get("x-queue-type", item["type"]) != item["type"]:
@@ -259,7 +259,7 @@ RULES = (
 def remarks(plan: Plan, version: str) -> Iterator[str]:
     """Yield warnings, which stop nothing."""
     yield from policies_that_match_nothing(plan)
-    for _, (vhost,), item in plan.declared("vhosts"):
+    for _kind, (vhost,), item in plan.declared("vhosts"):
         if item["default_queue_type"] not in (None, "classic") and version.startswith("3.10."):
             yield f"vhosts: RabbitMQ {version} keeps the default_queue_type of {vhost} and does not heed it."
     for vhost, name in plan.after["vhost_limits"]:

@@ -276,7 +276,7 @@ class _Listed:
 
     def __init__(self, line: str) -> None:
         selectors = re.findall(r"\([^)]*\)", line)
-        _, self.name, *words = re.sub(r"\([^)]*\)", "", line).split()
+        self.name, *words = re.sub(r"\([^)]*\)", "", line).split()[1:]
         self.enabled = "on" in words
         self.passwords = sorted(word for word in words if word[0] == "#" or word == "nopass")
         self.keys = sorted(word for word in words if word[0] in "~%")
@@ -327,7 +327,7 @@ def _settled(commands: t.Sequence[str]) -> list[list[str]]:
     """
     runs = itertools.groupby(commands, lambda word: word[:2] if word[1] == "@" else "")
     # A command and its subcommands stay in their order.
-    return [sorted(run, key=lambda word: word[1:].partition("|")[0]) for _, run in runs]
+    return [sorted(run, key=lambda word: word[1:].partition("|")[0]) for _key, run in runs]
 
 
 def _user_sentence(running: _Listed, declared: _Listed) -> str:
@@ -617,7 +617,7 @@ class Runtime:
             self._client.call("ACL", "SETUSER", _PROBE + user["name"], "reset", *_rules(user))
         self._client.call("ACL", "LIST")
         self._client.call("ACL", "DELUSER", *(_PROBE + user["name"] for user in users))
-        *made, lines, _ = self._client.call("EXEC")
+        *made, lines, _done = self._client.call("EXEC")
         for user, answer in zip(users, made, strict=True):
             if isinstance(answer, RedisError):
                 raise ValueError(f"the rules of the user {user['name']!r} are refused: {answer}")  # noqa: TRY004

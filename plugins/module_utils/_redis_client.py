@@ -153,7 +153,7 @@ class RedisClient:
         if kind == b"$":
             return None if text == "-1" else self._stream.read(int(text) + 2)[:-2].decode(errors="replace")
         if kind == b"*":
-            return None if text == "-1" else [self._answer() for _ in range(int(text))]
+            return None if text == "-1" else [self._answer() for _element in range(int(text))]
         return text
 
     def _perhaps_tls(self) -> str:

@@ -64,7 +64,8 @@ def fresh_settings(file: str, user: str, program: str = "redis-server") -> dict[
         shutil.chown(folder, account.pw_uid, account.pw_gid)
         own = {**APART, "dir": str(folder), "unixsocket": f"{folder}/socket", "pidfile": f"{folder}/pid", "logfile": ""}
         words = [word for name, value in own.items() for word in (f"--{name}", *(value.split() or [""]))]
-        with subprocess.Popen(
+        # A server that runs beside: run_command would wait for its end.
+        with subprocess.Popen(  # pylint: disable=ansible-bad-function
             [program, file, *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

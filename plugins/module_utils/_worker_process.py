@@ -58,7 +58,7 @@ def environment_of(path: str) -> dict[str, str]:
     if done.returncode:
         raise RunError(f"systemd does not read {path}: {_last_line(done.stderr) or 'see its journal'}", remedy)
     pairs = (pair.partition("=") for pair in done.stdout.decode("utf-8", "replace").split("\0"))
-    return {name: value for name, _, value in pairs if name}
+    return {name: value for name, _sign, value in pairs if name}
 
 
 def run(
@@ -131,7 +131,8 @@ def _systemd_run(arguments: Sequence[str], given: bytes, seconds: float) -> subp
     if os.geteuid() != 0:
         raise RunError("only root can become another user", "Run the module with become: true.")
     try:
-        return subprocess.run(
+        # run_command has no timeout.
+        return subprocess.run(  # pylint: disable=ansible-bad-function
             [*_AS_SERVICE, *arguments], input=given, capture_output=True, timeout=seconds, check=False
         )
     except OSError as exc:

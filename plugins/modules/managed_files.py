@@ -15,7 +15,7 @@ description:
   - Folders above one that is made are made as well, with the mode C(0755) whatever the umask is.
   - A file is replaced at once, never seen half. What stands in the way and is of another type is not removed.
 author:
-  - celeryops.hybrid contributors
+  - celeryops.hybrid contributors (@celeryops)
 attributes:
   check_mode:
     support: full

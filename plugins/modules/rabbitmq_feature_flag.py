@@ -15,7 +15,7 @@ description:
   - A flag cannot be disabled again.
   - Runs C(rabbitmqctl) on the managed host, as root or C(rabbitmq).
 author:
-  - celeryops.hybrid contributors
+  - celeryops.hybrid contributors (@celeryops)
 attributes:
   check_mode:
     support: full

@@ -13,7 +13,7 @@ description:
   - Returns what the management API says of exchanges, queues and so on, with their state, in one task.
     M(celeryops.hybrid.rabbitmq_topology_info) returns what is declared, in the form of a declaration.
 author:
-  - celeryops.hybrid contributors
+  - celeryops.hybrid contributors (@celeryops)
 extends_documentation_fragment:
   - celeryops.hybrid.rabbitmq_api
 attributes:

@@ -14,7 +14,7 @@ description:
     them at once.
   - Runs C(rabbitmq-plugins) on the managed host, as root or C(rabbitmq).
 author:
-  - celeryops.hybrid contributors
+  - celeryops.hybrid contributors (@celeryops)
 attributes:
   check_mode:
     support: full

@@ -15,7 +15,7 @@ description:
   - The files of the node must say the same, or its next start undoes the change.
   - Runs C(rabbitmqctl) on the managed host, as root or C(rabbitmq). What is not declared is left alone.
 author:
-  - celeryops.hybrid contributors
+  - celeryops.hybrid contributors (@celeryops)
 attributes:
   check_mode:
     support: full

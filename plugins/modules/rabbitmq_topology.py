@@ -20,7 +20,7 @@ description:
     before anything is written, and the message says what differs; O(recreate) recreates it without losing a message.
   - No message is deleted - queues, and virtual hosts with queues, go only when they are empty.
 author:
-  - celeryops.hybrid contributors
+  - celeryops.hybrid contributors (@celeryops)
 extends_documentation_fragment:
   - celeryops.hybrid.rabbitmq_api
 attributes:
@@ -202,7 +202,7 @@ options:
         type: str
         required: true
       pattern:
-        description: Regular expression of the names that the policy applies to. Needed unless O(state=absent).
+        description: Regular expression of the names that the policy applies to. Needed unless its state is V(absent).
         type: str
       apply_to:
         description: What the policy applies to.
@@ -605,7 +605,7 @@ def argument_spec() -> dict[str, Any]:
             source=name,
             destination=name,
             destination_type={"type": "str", "choices": ["queue", "exchange"], "default": "queue"},
-            routing_key={"type": "str", "default": ""},
+            routing_key={"type": "str", "default": "", "no_log": False},
             arguments=arguments,
         ),
         "prune": {"type": "list", "elements": "str", "choices": PRUNABLE, "default": []},

@@ -14,7 +14,7 @@ description:
     of the options of M(celeryops.hybrid.rabbitmq_topology), so that they can be declared as they are.
   - Passwords and their hashes are left out, and secrets in parameters masked; a declaration with a mask is refused.
 author:
-  - celeryops.hybrid contributors
+  - celeryops.hybrid contributors (@celeryops)
 extends_documentation_fragment:
   - celeryops.hybrid.rabbitmq_api
 attributes:

@@ -16,7 +16,7 @@ description:
   - Connections of clients stay open, also those of a user that changes.
   - A server that cannot be reached, or does not let O(username) in, is a failure, unless O(on_failure=report).
 author:
-  - celeryops.hybrid contributors
+  - celeryops.hybrid contributors (@celeryops)
 extends_documentation_fragment: [celeryops.hybrid.redis_server]
 attributes:
   check_mode:

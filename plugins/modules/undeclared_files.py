@@ -16,7 +16,7 @@ description:
   - Nothing is deleted. What is moved keeps its path, owner and mode below a folder of O(backup) that is named after
     the time.
 author:
-  - celeryops.hybrid contributors
+  - celeryops.hybrid contributors (@celeryops)
 attributes:
   check_mode:
     support: full

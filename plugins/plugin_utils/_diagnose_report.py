@@ -53,7 +53,7 @@ def looked_at(p: Picture) -> str:
         waiting = counted(sum(p.queues.values()), "message")
         words.append(f"{counted(len(p.queues), 'queue')} with {waiting}, {count} unacknowledged")
     words += [f"{len(p.clients)} connections to Redis"] if p.redis else []
-    words += [f"{sum(len(data['queues']) for _, data in p.rabbitmq)} queues of RabbitMQ"] if p.rabbitmq else []
+    words += [f"{sum(len(data['queues']) for _host, data in p.rabbitmq)} queues of RabbitMQ"] if p.rabbitmq else []
     words += [f"{len(p.units)} units and their journals"]
     return ", ".join(words)
 

@@ -100,8 +100,8 @@ def _apart(declared: t.Any, actual: t.Any) -> tuple[str, str]:
         names = [name for name in {**declared, **actual} if declared.get(name) != actual.get(name)]
         if names:
             sides = [(name, *_apart(declared.get(name), actual.get(name))) for name in names]
-            return ", ".join(f"{name}={side}" for name, side, _ in sides), ", ".join(
-                f"{n}={side}" for n, _, side in sides
+            return ", ".join(f"{name}={side}" for name, side, _after in sides), ", ".join(
+                f"{n}={side}" for n, _before, side in sides
             )
     if isinstance(declared, list) and isinstance(actual, list) and declared != actual:
         lack, more = (

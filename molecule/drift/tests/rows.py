@@ -959,6 +959,10 @@ EXEMPT_FILES = {
     "monitoring/tasks/export.yml": "writes to the control node, when asked to",
     "monitoring/tasks/restart.yml": "does what a handler asks for",
     "rabbitmq/tasks/plugins.yml": "does what a handler asks for",
+    **dict.fromkeys(
+        (f"{role}/tasks/remove.yml" for role in ("monitoring", "rabbitmq", "redis", "worker")),
+        "of the remove playbook: nothing is declared afterwards",
+    ),
     "server/tasks/restart.yml": "does what a handler asks for",
     "worker/tasks/release_back.yml": "of the release playbook: puts back what it has changed",
     "worker/tasks/release_prepare.yml": "of the release playbook: goes through the steps of the role",
