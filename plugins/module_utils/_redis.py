@@ -326,8 +326,13 @@ def _settled(commands: t.Sequence[str]) -> list[list[str]]:
     Redis 7.0 lists what a user may do in the order of a table that moves (seen after a restart).
     """
     runs = itertools.groupby(commands, lambda word: word[:2] if word[1] == "@" else "")
-    # A command and its subcommands stay in their order.
-    return [sorted(run, key=lambda word: word[1:].partition("|")[0]) for _key, run in runs]
+    # A command and its subcommands stay in their order; subcommands of one sign have none.
+    return [_settled_run(sorted(run, key=lambda word: word[1:].partition("|")[0])) for _key, run in runs]
+
+
+def _settled_run(run: t.Iterable[str]) -> list[str]:
+    parts = itertools.groupby(run, lambda word: word.partition("|")[:2] if "|" in word else word)
+    return [word for _key, part in parts for word in sorted(part)]
 
 
 def _user_sentence(running: _Listed, declared: _Listed) -> str:

@@ -356,6 +356,9 @@ def row(why: str, *columns: str) -> str:
         ("+@hash -hdel", "-hdel +@hash", False),
         ("-@hash +@set", "+@set -@hash", False),
         ("+script -script|load", "-script|load +script", False),
+        ("+client|setname +get +client|tracking", "+client|tracking +client|setname +get", True),
+        ("-client|kill +client|kill", "+client|kill -client|kill", False),
+        ("+client|id +client -client|kill", "+client -client|kill +client|id", False),
     ],
 )
 def test_order_counts_where_rules_overlap(one, other, same):
