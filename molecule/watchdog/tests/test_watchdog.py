@@ -96,7 +96,7 @@ def test_what_hangs_is_restarted(units, worker, answered):
         assert wait_until(lambda u=unit: u.is_new(before[u.name]), PATIENCE), f"{unit.name}\n{unit.journal}"
         assert "watchdog" in unit.journal
         print(f"\ncounted: {unit.name} hung, and was at work again after {time.monotonic() - begun:.0f} s at the most")
-    assert "Stuck: the pool has not begun a task" in slow.journal
+    assert "Stuck: the pool has not started a task" in slow.journal
     # The stacks of the threads.
     assert "Fatal Python error: Aborted" in slow.journal
     assert answered() == ["5", "5"]
@@ -115,7 +115,7 @@ def test_a_worker_that_waits_for_a_dead_connection_is_restarted(units, servers, 
     finally:
         redis.signal("CONT")
     assert wait_until(lambda: default.show("ActiveState") == "active", PATIENCE), default.journal
-    assert "Stuck: the consumer has not come round" in default.journal
+    assert "Stuck: the consumer has not made progress" in default.journal
     took = time.monotonic() - begun
     print(f"\ncounted: Redis stood still; {default.name} was restarted, and at work again after {took:.0f} s")
     assert answered() == ["5", "5"]
