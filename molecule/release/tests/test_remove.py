@@ -7,13 +7,12 @@ import re
 import subprocess
 
 import pytest
-import test_release
 import yaml
+from releasing import ADDRESSES, release, serves, shell, started, status
 
 from stack import INVENTORY, STATE, wait_until
 
 SERVER = yaml.safe_load(INVENTORY.read_text())["all"]["children"]["redis"]["hosts"]["server1"]["ansible_host"]
-shell = test_release.shell
 INSTANCES = [
     {"name": "default", "queues": ["celery"], "concurrency": 4},
     {"name": "slow", "queues": ["slow"], "concurrency": 1},
@@ -31,7 +30,7 @@ def on_server(script):
 
 def remove(*arguments):
     """Run the remove playbook, as ops do."""
-    return test_release.release(*arguments, playbook="remove")
+    return release(*arguments, playbook="remove")
 
 
 def changes(done):
@@ -52,10 +51,10 @@ def units(host):
 
 def remove_twice(*arguments):
     """Check, remove, and remove again: a check changes nothing, and so does the second run."""
-    before = {host: units(host) for host in test_release.ADDRESSES}
+    before = {host: units(host) for host in ADDRESSES}
     would = changes(remove("--check", *arguments))
     assert any(would.values()), would
-    assert {host: units(host) for host in test_release.ADDRESSES} == before
+    assert {host: units(host) for host in ADDRESSES} == before
     done = remove(*arguments)
     assert any(changes(done).values()), done.stdout
     again = remove(*arguments)
@@ -65,7 +64,7 @@ def remove_twice(*arguments):
 
 @pytest.fixture(scope="module", autouse=True)
 def two_instances():
-    done = test_release.release("-e", json.dumps({"worker_instances": INSTANCES}), playbook="site")
+    done = release("-e", json.dumps({"worker_instances": INSTANCES}), playbook="site")
     assert done.returncode == 0, done.stdout
     assert {"celery-worker@default.service", "celery-worker@slow.service"} <= units("worker2")
 
@@ -80,14 +79,14 @@ def test_nothing_goes_without_a_limit_or_a_confirmation():
 def test_one_instance_goes_and_the_other_goes_on():
     shell("worker2", "mkdir -p /etc/systemd/system/celery-worker@slow.service.d")
     shell("worker2", "printf '[Service]\nNice=5\n' >/etc/systemd/system/celery-worker@slow.service.d/ours.conf")
-    before = test_release.started("worker2")
+    before = started("worker2")
     remove_twice("-e", "remove_instances=slow", "--limit", "worker2")
     assert "celery-worker@slow.service" not in units("worker2")
     assert shell("worker2", "test -e /etc/celery/worker@slow.env").returncode == 1
     assert shell("worker2", "find /var/backups/celeryops -name ours.conf").stdout != ""
     # Neither stopped nor restarted.
-    assert test_release.started("worker2") == before
-    assert test_release.serves("worker2")
+    assert started("worker2") == before
+    assert serves("worker2")
     assert "celery-worker@slow.service" in units("worker1")
 
 
@@ -98,17 +97,15 @@ def test_a_host_whose_results_wait_is_refused_and_then_drained():
     assert on_server("systemctl stop rabbitmq-server").returncode == 0
     sent = shell("worker2", "celery call ledger.closing")
     assert sent.returncode == 0, sent.stderr
-    assert wait_until(
-        lambda: any(re.search(waiting(), test_release.status(host)) for host in test_release.ADDRESSES), 120
-    )
-    (host,) = (host for host in test_release.ADDRESSES if re.search(waiting(), test_release.status(host)))
+    assert wait_until(lambda: any(re.search(waiting(), status(host)) for host in ADDRESSES), 120)
+    (host,) = (host for host in ADDRESSES if re.search(waiting(), status(host)))
     done = remove("-e", "remove_workers=true", "--limit", host)
     assert done.returncode == 2, done.stdout
     assert "has results or dead letters that RabbitMQ does not have: /var/lib/celery/outbox.sqlite3: " in done.text
     assert "Nothing has been changed." in done.text
-    assert test_release.serves(host)
+    assert serves(host)
     assert on_server("systemctl start rabbitmq-server").returncode == 0
-    assert wait_until(lambda: not re.search(waiting(), test_release.status(host)), 120)
+    assert wait_until(lambda: not re.search(waiting(), status(host)), 120)
 
 
 def test_a_worker_host_goes_and_its_data_stays():
@@ -116,7 +113,7 @@ def test_a_worker_host_goes_and_its_data_stays():
     assert units("worker2") == set()
     assert shell("worker2", f"ls -d {OURS}").stdout == ""
     assert shell("worker2", "id -un celery; ls -d /var/lib/celery").stdout.split() == ["celery", "/var/lib/celery"]
-    assert test_release.serves("worker1")
+    assert serves("worker1")
 
 
 def test_everything_goes_and_the_data_of_the_servers_stays():
@@ -140,5 +137,5 @@ def test_the_data_goes_when_asked():
     done = remove(*what, "-e", "remove_data=true")
     assert any(changes(done).values()), done.stdout
     assert on_server("ls -d /var/lib/redis/appendonlydir /var/lib/rabbitmq/mnesia/*@*").stdout == ""
-    assert [shell(host, "ls -d /var/lib/celery").stdout for host in test_release.ADDRESSES] == ["", ""]
+    assert [shell(host, "ls -d /var/lib/celery").stdout for host in ADDRESSES] == ["", ""]
     assert set(changes(remove(*what, "-e", "remove_data=true")).values()) == {0}
