@@ -9,6 +9,8 @@ from typing import Any
 
 from kombu.utils.url import parse_url
 
+from celery_hybrid.terminal import counted
+
 from .report import CheckReport, Failed, describe
 from .tcp import LEAST_DAYS, RENEW, reach, shaken
 
@@ -249,7 +251,7 @@ class Broker:
                 lost.append(f"{name} to {queue.exchange.name}")
         if lost:
             raise Failed(f"not bound: {', '.join(lost)}")
-        return f"{bound} bindings"
+        return counted(bound, "bindings")
 
     def _stranded(self) -> str:
         found = {key: self.client.llen(key) for key in _STRANDED}
