@@ -900,8 +900,8 @@ HIDING = (
         "(umask 022; rabbitmq-plugins --quiet disable --all)",
         ("rabbitmq: /etc/rabbitmq/enabled_plugins",),
         round=3,
-        # And its owner, now root.
-        more=("/etc/rabbitmq/enabled_plugins", "Report what cannot be compared"),
+        # And its owner, now root. RabbitMQ takes back the interval at which the management wants its statistics.
+        more=("/etc/rabbitmq/enabled_plugins", "Report what cannot be compared", "setting collect_statistics_interval"),
     ),
     Row(
         "redis",

@@ -46,7 +46,7 @@ def units(host):
         "systemctl list-units --all --plain --no-legend 'celery-*'; "
         "ls /etc/systemd/system/multi-user.target.wants /etc/systemd/system",
     )
-    return set(re.findall(r"celery-(?:worker@\w*|beat)[.]service", listed.stdout))
+    return set(re.findall(r"celery-(?:worker@\w*|beat)[.]service(?![.\w])", listed.stdout))
 
 
 def remove_twice(*arguments):
