@@ -106,7 +106,7 @@ def test_rooms_depend_on_each_other_in_one_direction() -> None:
 
 def test_a_program_of_a_release_needs_nothing_of_the_package_that_it_meets() -> None:
     programs = {name: others for name, others in imports().items() if room_of(name) == "release"}
-    assert len(programs) == 5
+    assert "celery_hybrid.release.trial" in programs
     assert not any(programs.values())
 
 
