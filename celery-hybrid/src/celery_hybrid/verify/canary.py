@@ -290,9 +290,9 @@ class Canaries:
         by = f" by {canary.node}" if canary.node else ""
         legs = [("sent in", sent - started)]
         back = _seconds_since(canary.result.date_done, now)
-        if back is not None and 0 <= back <= ended - sent:
-            # By the worker's clock, which is this host's where the canary ran here.
-            legs += [("done by the worker after", ended - sent - back), ("back through RabbitMQ after", back)]
+        if back is not None and 0 <= back <= ended - started:
+            # By the worker's clock, which is this host's where the canary ran here. It may be done before sending ends.
+            legs += [("done by the worker after", max(0.0, ended - sent - back)), ("back through RabbitMQ after", back)]
         else:
             legs.append(("back after", ended - sent))
         return f"SUCCESS{by}: {', '.join(f'{leg} {seconds * 1000:.0f} ms' for leg, seconds in legs)}"
