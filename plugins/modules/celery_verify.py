@@ -13,7 +13,8 @@ author:
   - celeryops.hybrid contributors (@celeryops)
 description:
   - Runs on a worker host and answers, check by check, whether the deployment does what it is declared to do.
-    Servers, rights, topology, the settings of the file and of every live worker, and a task that really runs.
+    Servers, rights, topology, the settings of the file and of every live worker of the application, and a task that
+    really runs.
   - The checks run in the worker's own Python, as the worker's user, with the worker's environment and configuration.
     They are those of C(python -m celery_hybrid.verify), which can be run by hand as well.
   - All checks run, then the module fails with the reason and a remedy for each that failed. One that could not run,

@@ -16,7 +16,7 @@ description:
     runs is not disturbed until it is restarted.
   - Bytecode in C(__pycache__) is not compared, because Python writes it when it likes.
 author:
-  - celeryops.hybrid contributors
+  - celeryops.hybrid contributors (@celeryops)
 attributes:
   check_mode:
     support: full

@@ -960,7 +960,7 @@ EXEMPT_FILES = {
     "monitoring/tasks/restart.yml": "does what a handler asks for",
     "rabbitmq/tasks/plugins.yml": "does what a handler asks for",
     **dict.fromkeys(
-        (f"{role}/tasks/remove.yml" for role in ("monitoring", "rabbitmq", "redis", "worker")),
+        (f"{role}/tasks/remove.yml" for role in ("monitoring", "rabbitmq", "redis", "server", "worker")),
         "of the remove playbook: nothing is declared afterwards",
     ),
     "server/tasks/restart.yml": "does what a handler asks for",

@@ -88,6 +88,8 @@ def test_one_instance_goes_and_the_other_goes_on():
     assert started("worker2") == before
     assert serves("worker2")
     assert "celery-worker@slow.service" in units("worker1")
+    again = remove("-e", "remove_instances=slow", "--limit", "worker2")
+    assert "worker2 has no instance slow: removed before, or misspelt. It has default." in again.text
 
 
 def test_a_host_whose_results_wait_is_refused_and_then_drained():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.celeryops.hybrid.plugins.filter import worker_problems
+from ansible_collections.celeryops.hybrid.plugins.plugin_utils import _worker
 
 problems = worker_problems.FilterModule().filters()["worker_problems"]
 
@@ -160,6 +162,11 @@ def test_a_token_in_a_requirement_is_not_repeated(declared: dict[str, Any]) -> N
     found = problems({**declared, "worker_app_requirements": requirements})
     assert len(found) == 2
     assert "topsecret" not in " ".join(found)
+
+
+def test_urls_that_may_hold_a_login_are_those_that_the_installation_takes_apart() -> None:
+    path = Path(__file__).parents[4] / "celery-hybrid/src/celery_hybrid/release/installation.py"
+    assert runpy.run_path(str(path))["URLS"] == _worker.INDEXES
 
 
 def test_all_problems_are_told_at_once(declared: dict[str, Any]) -> None:
